@@ -78,8 +78,9 @@ def test_documents_that_know_nothing_of_each_other_pass(changes, root, tmp_path)
     assert "3 documents behind other texts, 3 in reverse order" in said(report, "documents")
 
 
-def test_gradient_statistics_are_gathered_again(root, tmp_path):
-    changes = {"adapt": "rows", "optimizer": "rms", "statistics": str(root / "0.txt")}
+@pytest.mark.parametrize("what", [{"optimizer": "rms"}, {"select": "contrast"}])
+def test_gradient_statistics_are_gathered_again(what, root, tmp_path):
+    changes = {"adapt": "rows", **what, "statistics": str(root / "0.txt")}
     assert verdicts(audited(config_of(root, **changes), tmp_path / "run")) == LEARNS_ON
 
 

@@ -385,6 +385,7 @@ def test_a_pipe_is_tuned_on_and_its_rest_kept(directory, texts, tmp_path, monkey
         ({"tokens": 99}, 1, ConfigError, "tokens 99"),
         ({"context": 8}, 1, ConfigError, "context 8"),
         ({"optimizer": "rms", "adapt": "full"}, 1, ConfigError, "'rms'"),
+        ({"select": "contrast"}, 1, ConfigError, "select 'contrast': tune tries rows by their gradient"),
         ({"segment": 400}, 1, TextError, "needs at least 12,800"),
         ({"text": ()}, 1, TextError, "none given"),
         ({"text": ("/nowhere.txt",)}, 1, TextError, "no such file"),

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dynadapt.adapt.optimizers import WITH_STATISTICS
 from dynadapt.experiments import dyneval, guarded
 from dynadapt.experiments.compare.joined_scores import sources_of
 from dynadapt.experiments.config import EvalConfig
@@ -74,7 +73,7 @@ def open_run(path: str | Path, tokens: int) -> Replay:
     if not segments:
         raise RunError(f"{run.path} has scored nothing that could be played again")
     engine = dyneval.build_engine(model, config)
-    if config.adapt != "none" and config.optimizer in WITH_STATISTICS:
+    if config.reads_statistics:
         statistics, digest = dyneval._statistics_text(config, [source.check() for source in sources])
         _expect(run, {f"statistics text {config.statistics!r}": digest})
         engine.gather_statistics(dyneval._statistics(statistics, config, tokenizer, begin))

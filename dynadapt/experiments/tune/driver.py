@@ -116,6 +116,8 @@ def _check(config: EvalConfig, minutes: float) -> None:
     guarded.refuse(config, "in tune, which tries learning rates one by one")
     if config.optimizer in WITH_STATISTICS:
         raise ConfigError(f"optimizer {config.optimizer!r}: tune has no statistics text; give {IN_WORDS}")
+    if config.select != "gradient":
+        raise ConfigError(f"select {config.select!r}: tune tries rows by their gradient; leave it at 'gradient'")
 
 
 def _model(config: EvalConfig, model):
