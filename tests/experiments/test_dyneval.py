@@ -192,7 +192,9 @@ def test_rows_are_chosen_beside_the_statistics_text(model_directory, tmp_path):
         found[name] = run(config.with_(**changes), tmp_path / name)["nll"]
     assert len(set(found.values())) == 4
     assert json.loads((tmp_path / "contrast" / "config.json").read_text())["select"] == "contrast"
-    assert "select" not in json.loads((tmp_path / "gradient" / "config.json").read_text())  # as in runs that were begun before there was one
+    assert "select" not in json.loads(
+        (tmp_path / "gradient" / "config.json").read_text()
+    )  # as in runs that were begun before there was one
     with pytest.raises(ConfigError, match="statistics"):
         run(config.with_(statistics=str(paths[0])), tmp_path / "never")
     with pytest.raises(ConfigError, match="select 'contrast' with optimizer 'rms': its rows are chosen once"):
