@@ -71,6 +71,12 @@ def measure(model, text: str) -> dict:
     }
 
 
+def behind_the_best(row: dict) -> float:
+    """Loss of the rates mixed and guarded, less that of the best of static and each rate on the same text."""
+    learned = [nll for nll in row["rates"]["nll_adapted"].values() if nll is not None]
+    return row["rates"]["nll"] - min([row["rates"]["nll_static"], *learned])
+
+
 def verdicts(rows: list[dict]) -> dict:
     """By the rules above."""
     found = {}
@@ -79,10 +85,7 @@ def verdicts(rows: list[dict]) -> dict:
         worst = max(excess, key=lambda name: excess[name])
         verdict = "confirmed" if excess[worst] <= WORSE else "refuted"
         found[f"never worse, {arm}"] = {"verdict": verdict, "texts": len(rows), "largest_excess": excess[worst], "text": worst}
-    behind = []
-    for row in rows:
-        learned = [nll for nll in row["rates"]["nll_adapted"].values() if nll is not None]
-        behind.append(row["rates"]["nll"] - min([row["rates"]["nll_static"], *learned]))
+    behind = [behind_the_best(row) for row in rows]
     mean = sum(behind) / len(behind)
     found["no rate to guess"] = {
         "verdict": "confirmed" if mean <= BEHIND else "refuted",

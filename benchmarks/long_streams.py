@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import math
 import random
 import sys
 from dataclasses import dataclass, field
@@ -39,19 +38,15 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 from flops.evidence import Scored, read_scored  # noqa: E402
 
-from benchmarks.script import TUNED, corpus_facts, corpus_parser_of, domains_of, going_on, write_results  # noqa: E402
+from benchmarks.script import OPEN, TUNED, cell, corpus_facts, corpus_parser_of, domains_of, going_on, judged, write_results  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
 from dynadapt.experiments.corpus_read import read_documents  # noqa: E402
-from dynadapt.experiments.dyneval import RunOptions, run  # noqa: E402
-from dynadapt.experiments.reweight.compare import paired  # noqa: E402
-from dynadapt.experiments.reweight.power import seen  # noqa: E402
 from dynadapt.ops import attention  # noqa: E402
 
 TOKENS, TUNING = 65537, 8193  # of a text; the first is not scored
 LENGTHS = (4096, 16384, 65536)
 MARGIN, BLOCK, END = 0.01, 8192, 16384
 AFTER = "apertus dots1 ernie4_5 gemma3n gemma4 glm5_next gpt_oss lfm2 lfm3 ministral3 olmo3 qwen3_5 qwen3_next smollm3".split()
-CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decided"
 RATES = {"lora": (5e-4, 1e-3, 2e-3, 4e-3), "full": (2.5e-5, 5e-5, 1e-4, 2e-4)}
 
 
@@ -167,11 +162,7 @@ class Runner:
             dtype=self.given.dtype,
         )  # fmt: skip
         folder = self.given.out / "cells" / file.stem / name
-        fresh = not (folder / "summary.json").exists()
-        scored = read_scored(folder, run(config, folder, RunOptions(resume=True, scores=True, checkpoint=8), model=self.model))
-        if fresh:
-            print(f"{file.stem:24} {name:28} {scored.mean:.4f}", flush=True)
-        return scored
+        return read_scored(folder, cell(folder, config, self.model))
 
     def rates(self, files: dict[str, Path]) -> dict[str, dict]:
         """{"lora", "lora, memory", "full", "full, memory": {"rate", "nll" by rate, "end": whether it is at the end of the grid}}."""
@@ -207,19 +198,6 @@ def causal_flops(scored: Scored, arm: Arm, config) -> float:
 
 
 # ---- verdicts
-
-
-def judged(values: list[float], margin: float = 0.0, below: bool = True) -> dict:
-    """The mean of paired differences [texts], its interval, power and verdict: `below` (or above) `margin` is what the claim says."""
-    found = paired(values)
-    n, (low, high) = len(values), found["interval"] or (-math.inf, math.inf)
-    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-    under, over = high < margin, low > margin
-    verdict = OPEN if n < 6 or not (under or over) else CONFIRMED if under == below else REFUTED
-    return {
-        "mean": found["mean"], "low": low, "high": high, "texts": n, "p": found["p"], "verdict": verdict,
-        "seen_with_80%": seen(error, n - 1, 0.05) if n > 1 else None, "by_text": values,
-    }  # fmt: skip
 
 
 def verdicts(cells: dict[str, dict[str, Scored]], flops: dict[str, float]) -> dict:

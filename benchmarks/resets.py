@@ -1,4 +1,4 @@
-"""Where an alarm should lead: spliced texts under nine ways to go back, and false alarms on texts that stay one.
+"""Where an alarm should lead: spliced texts under nine ways to go back and a lower rate without, and false alarms on texts that stay one.
 
     dynadapt corpus build --out corpus
     python benchmarks/resets.py corpus --out runs/resets        # stopped, the same command goes on with the next text
@@ -8,19 +8,25 @@ score (the mixture's is never much above the prior's, and would hide what a rese
 texts served to choose defaults.
 
 - Spliced: PARTS texts of PART tokens of different domains, one behind the other without a mark, the stream's memory going on: SPLICES of them.
-- Stationary: RUN tokens of one domain's text that is held out, which is read as one document.
+- Stationary: RUN tokens of each domain, read as one document, of three KINDS: the end of its text that is held out; paragraphs of all that it holds
+  out in random order, so that no stretch differs from another but by chance; words drawn one by one as often as they are in it.
 
 Arms: static; never; oracle (`Engine.reset` at each splice, before its first segment); auto (the CUSUM of its own score); with a guard
 full (`reset="auto"`), half (`Alarm(back=0.5)`), ring (`Alarm(ring=4)`), slower (`Alarm(slower=0.5)`), and recipe (`Alarm(nats=2, back=0.5)`).
+Lower is the control of slower: half the rate from the first token on, and no reset.
 
 Rules, fixed before the runs:
 - spliced: an arm passes where its mean over spliced texts of (its loss - the oracle's) is at most 0.005 nats a token. Of the mean, the
   standard error is given; confirmed or refuted needs 0.005 outside of Student's 95% interval of the mean over texts, else it is open. (As fixed it was two
   standard errors, which four texts do not bear out: made stricter after the runs, by which one arm that was confirmed and two that were refuted are open.)
 - gain: mean of (its loss - that of never resetting), below 0 by the same interval: it helps. The oracle itself is not judged.
-- false alarms: on stationary text, alarms over segments, scaled to 256 segments, is under 2%. With no alarm in n segments the rate of alarms is
+- the alarm's part: mean of (slower's loss - lower's). Wholly below 0: the alarm is worth more than the lower rate alone, confirmed; wholly above: refuted.
+- false alarms: on stationary text of each kind, alarms over segments, scaled to 256 segments, is under 2%. With no alarm in n segments the rate of alarms is
   under 3/n with 95% (Hanley and Lippman-Hand 1983): refuted where there is an alarm and the lower bound (exact Poisson, 95%) is above it,
   confirmed where the upper bound is below it, else open. Half, ring and slower raise the alarms of full up to the first, and are not run.
+
+The first results had four splices, one kind of 2,048 tokens and no lower (benchmarks/results/resets.json says what it has). All of this takes about 25
+minutes on two quiet cores.
 """
 
 from __future__ import annotations
@@ -40,15 +46,17 @@ from scipy.stats import t as student  # noqa: E402
 
 from benchmarks.guard import held_out  # noqa: E402
 from benchmarks.script import TUNED, corpus_parser_of, domains_of  # noqa: E402
-from dynadapt import Alarm, Engine, LoRA, SegmentMemory, load  # noqa: E402
+from dynadapt import Adam, Alarm, Engine, LoRA, SegmentMemory, load  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
 
-SEGMENT, PART, PARTS, SPLICES, RUN = 128, 1536, 3, 4, 2048
+SEGMENT, PART, PARTS, SPLICES, RUN = 128, 1536, 3, 8, 4096
+KINDS = ("held out", "shuffled", "words")
 BEHIND, FALSE, SEGMENTS = 0.005, 0.02, 256
 ARMS: dict[str, dict] = {
     "static": {"adapt": None},
     "never": {},
+    "lower": {"optimizer": Adam(lr=Adam.rates["lora"] / 2)},
     "oracle": {},
     "auto": {"reset": "auto"},
     "full": {"guard": "exact", "reset": "auto"},
@@ -76,7 +84,24 @@ def texts(corpus: Path, tokenizer) -> dict[str, tuple[list[int], list[int]]]:
             [PART * part for part in range(1, PARTS)],
         )
     for domain in domains:
-        found[f"stationary: {domain}"] = (ids[domain][-RUN:], [])
+        for kind in KINDS:
+            found[f"stationary, {kind}: {domain}"] = (stationary(kind, ids[domain], held_out(corpus, domain), tokenizer), [])
+    return found
+
+
+def stationary(kind: str, ids: list[int], text: str, tokenizer) -> list[int]:
+    """RUN ids of one kind, of a domain's held-out text and its ids."""
+    if kind == "held out":
+        return ids[-RUN:]
+    rng = random.Random(0)
+    if kind == "shuffled":
+        parts = [part for part in text.split("\n\n") if part.strip()]
+        mixed = "\n\n".join(rng.sample(parts, len(parts)))
+    else:
+        mixed = " ".join(rng.choices(text.split(), k=2 * RUN))
+    found = tokenizer.encode(mixed[: 40 * RUN])[:RUN]
+    if len(found) < RUN:
+        raise SystemExit(f"{kind} text has {len(found)} tokens; {RUN} are needed")
     return found
 
 
@@ -102,7 +127,7 @@ def _mean(values: list[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) if len(values) > 1 else math.inf
 
 
-def _poisson(count: int, upper: bool) -> float:
+def poisson(count: int, upper: bool) -> float:
     """The exact 95% bound (one-sided 97.5%) of a Poisson mean, by bisection."""
     tail = lambda mean, k: math.fsum(math.exp(-mean + j * math.log(mean) - math.lgamma(j + 1)) for j in range(k + 1))  # noqa: E731
     if not upper and not count:
@@ -117,11 +142,12 @@ def _poisson(count: int, upper: bool) -> float:
 
 def verdicts(rows: list[dict]) -> dict:
     """By the rules above."""
-    spliced = [row for row in rows if row["splices"] and set(ARMS) <= row["arms"].keys()]
+    spliced = [row for row in rows if row["splices"] and {"oracle", "never"} <= row["arms"].keys()]
+    there = [arm for arm in ARMS if all(arm in row["arms"] for row in spliced)]
     still = [row for row in rows if not row["splices"]]
     found: dict = {"spliced": {}, "stationary": {}}
     reach = float(student.ppf(0.975, len(spliced) - 1)) if len(spliced) > 1 else math.inf  # standard errors
-    for arm in ARMS if len(spliced) > 1 else ():
+    for arm in there if len(spliced) > 1 else ():
         behind, error = _mean([row["arms"][arm]["nll"] - row["arms"]["oracle"]["nll"] for row in spliced])
         gain, gain_error = _mean([row["arms"][arm]["nll"] - row["arms"]["never"]["nll"] for row in spliced])
         verdict = "open" if abs(behind - BEHIND) < reach * error else "confirmed" if behind < BEHIND else "refuted"
@@ -137,16 +163,26 @@ def verdicts(rows: list[dict]) -> dict:
             "splices": sum(len(row["splices"]) for row in spliced),
             "texts": len(spliced),
         }
-    for arm in DETECTING:
-        of = [row for row in still if arm in row["arms"]]
-        if not of:
-            continue
-        count, segments = sum(len(row["arms"][arm]["resets"]) for row in of), sum(row["segments"] for row in of)
-        scaled = lambda n, segments=segments: n * SEGMENTS / segments  # noqa: E731
-        low, high = scaled(_poisson(count, upper=False)), scaled(_poisson(count, upper=True))
-        verdict = "confirmed" if high < FALSE else "refuted" if low > FALSE else "open"
-        found["stationary"][arm] = {"verdict": verdict, "alarms": count, "segments": segments, "rate": scaled(count), "bounds": [low, high]}
+    if {"slower", "lower"} <= set(there) and len(spliced) > 1:
+        parted, error = _mean([row["arms"]["slower"]["nll"] - row["arms"]["lower"]["nll"] for row in spliced])
+        verdict = "open" if abs(parted) <= reach * error else "confirmed" if parted < 0 else "refuted"
+        found["the alarm's part"] = {"verdict": verdict, "slower_less_lower": parted, "error": error, "texts": len(spliced)}
+    for kind in KINDS:
+        of_kind = [row for row in still if row["kind"] == kind]
+        alarms = {arm: _alarms([row for row in of_kind if arm in row["arms"]], arm) for arm in DETECTING}
+        if counted := {arm: n for arm, n in alarms.items() if n}:
+            found["stationary"][kind] = counted
     return found
+
+
+def _alarms(rows: list[dict], arm: str) -> dict | None:
+    """False alarms of one arm on texts of one kind, by the rules above; None of no text."""
+    if not rows:
+        return None
+    count, segments = sum(len(row["arms"][arm]["resets"]) for row in rows), sum(row["segments"] for row in rows)
+    low, high = (poisson(count, upper) * SEGMENTS / segments for upper in (False, True))
+    verdict = "confirmed" if high < FALSE else "refuted" if low > FALSE else "open"
+    return {"verdict": verdict, "alarms": count, "segments": segments, "rate": count * SEGMENTS / segments, "bounds": [low, high]}
 
 
 def page(results: dict) -> str:
@@ -157,10 +193,15 @@ def page(results: dict) -> str:
         pair = lambda mean, error: f"{mean:+.4f} ± {error:.4f}"  # noqa: E731
         beside = [pair(v["behind_oracle"], v["error"]), pair(v["beside_never"], v["beside_never_error"])]
         lines.append(f"| {arm} | {v['nll']:.4f} | {beside[0]} | {beside[1]} | {v['resets']} | {v['verdict']} |")
-    lines += ["", "| arm | alarms | segments | per 256 segments (95%) | under 2% |", "|---|---|---|---|---|"]
-    for arm, v in of["stationary"].items():
-        low, high = v["bounds"]
-        lines.append(f"| {arm} | {v['alarms']} | {v['segments']} | {v['rate']:.1f} ({low:.1f} to {high:.1f}) | {v['verdict']} |")
+    if v := of.get("the alarm's part"):
+        lines += ["", f"Slower less lower: {v['slower_less_lower']:+.4f} ± {v['error']:.4f} over {v['texts']} texts: {v['verdict']}."]
+    lines += ["", "| text | arm | alarms | segments | per 256 segments (95%) | under 2% |", "|---|---|---|---|---|---|"]
+    for kind, arms in of["stationary"].items():
+        for arm, v in arms.items():
+            low, high = v["bounds"]
+            lines.append(
+                f"| {kind} | {arm} | {v['alarms']} | {v['segments']} | {v['rate']:.1f} ({low:.1f} to {high:.1f}) | {v['verdict']} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -170,17 +211,28 @@ def main() -> int:
     model = load(given.model)
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "results.json"
-    rows = read_json(file)["rows"] if file.exists() else []
+    sizes = {"segment": SEGMENT, "part": PART, "parts": PARTS, "run": RUN}
+    begun = read_json(file) if file.exists() else {"rows": [], **sizes}
+    if any(begun.get(what) != size for what, size in sizes.items()):
+        raise SystemExit(f"{file} is of other sizes ({', '.join(f'{what} {begun.get(what)}' for what in sizes)}): give another --out")
+    rows = begun["rows"]
     for name, (ids, splices) in texts(given.corpus, model.tokenizer).items():
         row = next((row for row in rows if row["text"] == name), None)
         if row is None:
-            row = {"text": name, "tokens": len(ids) - 1, "segments": -(-(len(ids) - 1) // SEGMENT), "splices": splices, "arms": {}}
+            kind = None if splices else name.split(":")[0].removeprefix("stationary, ")
+            row = {
+                "text": name,
+                "kind": kind,
+                "tokens": len(ids) - 1,
+                "segments": -(-(len(ids) - 1) // SEGMENT),
+                "splices": splices,
+                "arms": {},
+            }
             rows.append(row)
         for arm in ARMS if splices else DETECTING:
             if arm in row["arms"]:
                 continue
             row["arms"][arm] = score(model, arm, ids, splices)
-            sizes = {"segment": SEGMENT, "part": PART, "parts": PARTS, "run": RUN}
             write_json(file, {"model": given.model, **sizes, "environment": environment(), "rows": rows, "verdicts": verdicts(rows)})
             print(f"{name:60} {arm:8} {row['arms'][arm]['nll']:.4f}  {len(row['arms'][arm]['resets'])} resets", flush=True)
     (given.out / "results.md").write_text(page(read_json(file)))

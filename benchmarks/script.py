@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from dynadapt.common.environment import environment
-from dynadapt.experiments.corpus_read import check_corpus
-from dynadapt.experiments.dyneval import Interrupted
+from dynadapt.experiments.corpus_read import check_corpus, read_documents
+from dynadapt.experiments.dyneval import Interrupted, RunOptions, run
+from dynadapt.experiments.reweight.compare import paired
+from dynadapt.experiments.reweight.power import seen
 from dynadapt.runs.rundir import read_json, write_json
 
 # Domains of a corpus that are of authors and projects whose texts served to choose defaults (docs/defaults.md).
 TUNED = ("novels", "python-docs", "python-code")
+CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decided"
 
 
 def parser_of(doc: str, out: str) -> argparse.ArgumentParser:
@@ -67,3 +74,42 @@ def write_results(out: Path, results: dict, page: str, name: str = "results.md")
     """results.json, with the machine and the versions first, and the page made of them."""
     write_json(out / "results.json", {"environment": environment(), **results})
     (out / name).write_text(page)
+
+
+def documents_file(corpus: Path, domain: str, tokenizer, file: Path, documents: int, tokens: int) -> Path:
+    """The first ``tokens`` tokens of the domain's first ``documents`` documents that are as long, a line each: held-out ones first."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for part in ("heldout", "train"):
+            for name, text in read_documents(corpus / domain / f"{part}.jsonl"):
+                ids, spans = tokenizer.encode_offsets(text[: 20 * tokens])
+                if len(ids) >= tokens and len(lines) < documents:
+                    # where the cut would change the tokens before it, the document is left out
+                    cut = text[: spans[tokens - 1][1]]
+                    if len(tokenizer.encode(cut)) == tokens:
+                        lines.append(json.dumps({"name": name, "text": cut}, ensure_ascii=False))
+        file.write_text("\n".join(lines) + "\n", "utf-8")
+    return file
+
+
+def cell(folder: Path, config, model, checkpoint: int = 8) -> dict:
+    """The summary of a run in ``folder``: read where it is finished, gone on with where it was stopped; scores.npy lies beside it."""
+    fresh = not (folder / "summary.json").exists()
+    summary = run(config, folder, RunOptions(resume=True, scores=True, checkpoint=checkpoint), model=model)
+    if fresh:
+        print(f"{folder.parent.name:24} {folder.name:28} {summary['nll']:.4f}", flush=True)
+    return summary
+
+
+def judged(values: list[float], margin: float = 0.0, below: bool = True) -> dict:
+    """The mean of paired differences [texts], its interval, power and verdict: `below` (or above) `margin` is what the claim says."""
+    found = paired(values)
+    n, (low, high) = len(values), found["interval"] or (-math.inf, math.inf)
+    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    under, over = high < margin, low > margin
+    verdict = OPEN if n < 6 or not (under or over) else CONFIRMED if under == below else REFUTED
+    return {
+        "mean": found["mean"], "low": low, "high": high, "texts": n, "p": found["p"], "verdict": verdict,
+        "seen_with_80%": seen(error, n - 1, 0.05) if n > 1 else None, "by_text": values,
+    }  # fmt: skip

@@ -29,31 +29,12 @@ sys.path[:0] = [str(ROOT)]
 
 from scipy.stats import rankdata  # noqa: E402
 
-from benchmarks.script import TUNED, corpus_facts, corpus_parser_of, domains_of, going_on, write_results  # noqa: E402
+from benchmarks.script import TUNED, corpus_facts, corpus_parser_of, documents_file, domains_of, going_on, write_results  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
-from dynadapt.experiments.corpus_read import read_documents  # noqa: E402
 from dynadapt.experiments.dyneval import RunOptions, run  # noqa: E402
 
 DOCUMENTS, TOKENS, SEGMENT = 48, 1537, 256
 DRAWS, LEVEL = 9999, 0.05
-
-
-def chosen(corpus: Path, domain: str, tokenizer, out: Path, documents: int) -> Path:
-    """The first TOKENS tokens of the domain's first `documents` documents that are as long, a line each."""
-    file = out / "texts" / f"{domain}.jsonl"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for part in ("heldout", "train"):
-            for name, text in read_documents(corpus / domain / f"{part}.jsonl"):
-                ids, spans = tokenizer.encode_offsets(text[: 20 * TOKENS])
-                if len(ids) >= TOKENS and len(lines) < documents:
-                    # where the cut would change the tokens before it, the document is left out
-                    cut = text[: spans[TOKENS - 1][1]]
-                    if len(tokenizer.encode(cut)) == TOKENS:
-                        lines.append(json.dumps({"name": name, "text": cut}, ensure_ascii=False))
-        file.write_text("\n".join(lines) + "\n", "utf-8")
-    return file
 
 
 def scores_of(folder: Path, config: EvalConfig, model) -> list[dict]:
@@ -164,7 +145,7 @@ def main() -> int:
 
     model, found = dynadapt.load(given.model), {}
     for domain in (d for d in domains_of(given.corpus, []) if d not in TUNED):
-        file = chosen(given.corpus, domain, model.tokenizer, given.out, given.documents)
+        file = documents_file(given.corpus, domain, model.tokenizer, given.out / "texts" / f"{domain}.jsonl", given.documents, TOKENS)
         found[domain] = {}
         for arm, adapt in (("static", "none"), ("lora", "lora")):
             config = EvalConfig(model=given.model, text=(str(file),), adapt=adapt, segment=SEGMENT, memory=0, reset="document", streams=4)

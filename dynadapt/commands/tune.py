@@ -12,7 +12,7 @@ from dynadapt.experiments.config import EvalConfig
 from .evaluate import check_texts
 from .settings import config_from
 
-SETTINGS = ("model", "field", "segment", "dtype", "backend", "device", "seed")  # of EvalConfig, taken as they are
+SETTINGS = ("model", "field", "segment", "guard", "dtype", "backend", "device", "seed")  # of EvalConfig, taken as they are
 
 EXAMPLES = """\
 examples:

@@ -34,6 +34,7 @@ class Setting:
     what, why words before and after the bounds in a refusal, in place of the type's own.
     read      a value in another of its forms, such as the command line's words, to what the field holds; raises ConfigError.
     needs     settings by name, and of each what makes this one count: some of its values, or a function of it.
+    either    the same of settings of which one is enough.
     option, metavar, nargs   as argparse takes them, where the name and the type don't give them.
     """
 
@@ -46,6 +47,7 @@ class Setting:
     why: str = ""
     read: Callable[[Any], Any] | None = None
     needs: Mapping[str, Any] = field(default_factory=dict)
+    either: Mapping[str, Any] = field(default_factory=dict)
     option: str = ""
     metavar: str | None = None
     nargs: str | None = None
@@ -181,13 +183,21 @@ def idle(config, names: Iterable[str] | None = None) -> dict[str, str]:
     """The settings (of `names`) that change nothing, each with the other setting that makes it so: {"rank": "adapt 'none'"}."""
     said = settings_of(config.__class__)
     found: dict[str, str] = {}
+
+    def without(needs: Mapping[str, Any]) -> list[str]:
+        """Those that don't make it count; a setting of another command that this one shares is not asked."""
+        values = {other: getattr(config, other) for other in needs if other in said}
+        counts = lambda other, value: needs[other](value) if callable(needs[other]) else value in needs[other]  # noqa: E731
+        return [f"{other} {value!r}" for other, value in values.items() if not counts(other, value)]
+
     for name in said if names is None else names:
-        for other, counts in said[name].needs.items() if name in said else ():
-            if other not in said:  # a setting of another command that this one shares
-                continue
-            value = getattr(config, other)
-            if not (counts(value) if callable(counts) else value in counts):
-                found.setdefault(name, f"{other} {value!r}")
+        if name not in said:
+            continue
+        lacking, enough = without(said[name].needs), said[name].either
+        if not lacking and enough and len(none := without(enough)) == len(enough):
+            lacking = [" and ".join(none)]
+        if lacking:
+            found[name] = lacking[0]
     return found
 
 

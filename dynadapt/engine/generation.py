@@ -158,11 +158,12 @@ def _forward(engine, inputs: torch.Tensor, stream: int) -> torch.Tensor:
     return hidden
 
 
-def _logits(engine, hidden: torch.Tensor) -> torch.Tensor:
-    """[n, V] of hidden states [n, H], in the engine's dtype."""
-    head, out = engine.decoder.active.head, engine.config.vocab_size
+def _logits(engine, hidden: torch.Tensor, decoder=None) -> torch.Tensor:
+    """[n, V] of hidden states [n, H] of a decoder (None: the engine's own), in the engine's dtype."""
+    decoder = engine.decoder if decoder is None else decoder
+    head, out = decoder.active.head, engine.config.vocab_size
     y = torch.empty(len(hidden), out, dtype=engine.torch_dtype, device=engine.device)
-    adapted, slots, rank = engine.decoder.adapted_head, torch.zeros(1, dtype=torch.int32, device=engine.device), 0
+    adapted, slots, rank = decoder.adapted_head, torch.zeros(1, dtype=torch.int32, device=engine.device), 0
     adapter, u = (None, None, slots, 0.0), None
     if adapted is not None:
         rank = adapted.A.shape[1]

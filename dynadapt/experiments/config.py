@@ -175,6 +175,13 @@ class EvalConfig:
         what="a share of the rows",
         needs={"adapt": ("rows",)},
     )
+    select: str = setting(
+        "gradient",
+        "with --adapt rows: which learn, chosen anew every 16 updates: those with the largest gradient, those whose gradient is largest "
+        "beside its mean on --statistics (contrast), or evenly spaced ones, chosen once (fixed)",
+        choices=("gradient", "contrast", "fixed"),
+        needs={"adapt": ("rows",)},
+    )
     segment: int = setting(512, "tokens scored, and then learned from, at a time", least=1)
     memory: int | None = setting(
         None,
@@ -194,10 +201,12 @@ class EvalConfig:
     optimizer: str = setting("adam", "how the update is made", choices=tuple(OPTIMIZERS), needs=LEARNS)
     statistics: str = setting(
         "builtin:python-reference",
-        f"with --optimizer {' or '.join(WITH_STATISTICS)}: text whose first 16,384 tokens give the frozen gradient statistics",
+        f"with --optimizer {' or '.join(WITH_STATISTICS)} or --select contrast: text whose first 16,384 tokens give the frozen gradient "
+        "statistics",
         metavar="FILE",
         what="the name of a file",
-        needs={**LEARNS, "optimizer": WITH_STATISTICS},
+        needs=LEARNS,
+        either={"optimizer": WITH_STATISTICS, "select": ("contrast",)},
     )
     lr: float | None = setting(
         None, f"learning rate per update (default: {USUAL_RATES})", least=0, what="a finite rate", needs={**LEARNS, "rates": (None,)}
@@ -307,13 +316,18 @@ class EvalConfig:
     def learning_rate(self) -> float:
         return 0.0 if self.adapt == "none" else LEARNING_RATES[self.adapt][self.optimizer] if self.lr is None else self.lr
 
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether gradient statistics of the text `statistics` are gathered before the first step."""
+        return self.adapt != "none" and self.optimizer in WITH_STATISTICS or self.adapt == "rows" and self.select == "contrast"
+
     def to_dict(self) -> dict:
         """JSON-ready; the learning rate is the one that is used. An alpha that changes nothing is left out."""
         content = asdict(self)
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        for name, unsaid in {**LATER, **dict.fromkeys((*ADDED, *NUMBERS))}.items():
+        for name, unsaid in {**LATER, "select": "gradient", **dict.fromkeys((*ADDED, *NUMBERS))}.items():
             if content[name] is None or content[name] == unsaid or not content[name] and name not in NUMBERS:
                 del content[name]
         if self.bos != "yes":  # as runs have it that were begun before there was a choice
@@ -377,6 +391,11 @@ def _check_together(config: EvalConfig) -> None:
         raise ConfigError(
             f"optimizer {config.optimizer!r} with adapt 'lora': an adapter has no gradient statistics before it learns; "
             f"give {IN_WORDS}, or adapt rows or full"
+        )
+    if config.adapt == "rows" and config.select == "contrast" and config.optimizer in WITH_STATISTICS:
+        raise ConfigError(
+            f"select 'contrast' with optimizer {config.optimizer!r}: its rows are chosen once, on the statistics text; give select 'gradient', "
+            f"or {IN_WORDS}"
         )
     if config.targets not in WORDS and config.adapt in ("rows", "full"):
         raise ConfigError(

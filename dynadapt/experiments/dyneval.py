@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dynadapt.adapt.methods import LATER
-from dynadapt.adapt.optimizers import OPTIMIZERS, WITH_STATISTICS
+from dynadapt.adapt.optimizers import OPTIMIZERS
 from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.common.notes import note
 from dynadapt.engine.on_the_way import OnTheWay
@@ -88,7 +88,7 @@ def run(
         begun = {} if begin is None else {"the token that texts begin with": begin}
         directory.expect({"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint(), **begun})
         engine = (make_engine or build_engine)(model, config)
-        if config.adapt != "none" and config.optimizer in WITH_STATISTICS:
+        if config.reads_statistics:
             statistics, digest = _statistics_text(config, facts)
             directory.expect({f"statistics text {config.statistics!r}": digest})
             engine.gather_statistics(_statistics(statistics, config, tokenizer, begin))
@@ -186,7 +186,7 @@ def adapt_of(config: EvalConfig):
     return {
         "none": lambda: None,
         "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, **own, **targets),
-        "rows": lambda: RowSparse(density=config.density, **targets),
+        "rows": lambda: RowSparse(density=config.density, select=getattr(config, "select", "gradient"), **targets),
         "full": lambda: Full(**targets),
     }[config.adapt]()
 

@@ -117,9 +117,12 @@ class Evaluation:
 
 
 def _learning(config: EvalConfig) -> str:
-    how = {"none": "static", "lora": f"LoRA of rank {config.rank}", "rows": f"{config.density:g} of the rows", "full": "all weights"}[
-        config.adapt
-    ]
+    how = {
+        "none": "static",
+        "lora": f"LoRA of rank {config.rank}",
+        "rows": f"{config.density:g} of the rows" + ("" if config.select == "gradient" else f" ({config.select})"),
+        "full": "all weights",
+    }[config.adapt]
     how += f" at rates {config.rates}" if config.rates and config.adapt != "none" else ""
     how += f", guard {config.guard}" if config.guard and config.adapt != "none" else ""
     return how + (f", memory {config.memory}" if config.memory else f", context {config.context}" if config.context else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
@@ -41,10 +42,10 @@ def rates_of(words: str) -> tuple[float, ...]:
     return tuple(map(float, words.split(",")))
 
 
-def refuse(config, where: str) -> None:
-    """ConfigError for a guard, rates or levels where they don't go."""
+def refuse(config, where: str, but: Collection[str] = ()) -> None:
+    """ConfigError for a guard, rates or levels where they don't go; those in ``but`` do."""
     for name in ADDED:
-        if getattr(config, name) is not None:
+        if name not in but and getattr(config, name) is not None:
             raise ConfigError(f"{name} {getattr(config, name)!r} {where}; leave it out")
 
 

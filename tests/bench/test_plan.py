@@ -20,7 +20,7 @@ from dynadapt.model import ModelError, random_model
 from dynadapt.model.config import tiny_config
 from dynadapt.model.geometries import GEOMETRIES, geometry
 from dynadapt.model.hf_config import config_to_hf
-from dynadapt.model.layout import tensor_shapes
+from dynadapt.model.layout import linear_shapes, tensor_shapes
 
 ROOT = Path(__file__).parents[2]
 CASES = {
@@ -56,6 +56,18 @@ def test_flops_and_buffers_are_the_engines(case, family):
     products = sum(n for phase, n in work.flops.items() if phase != "update")
     assert sum(op.flops for op in work.ops.values()) == products
     assert all(0 <= op.skipped <= op.flops for op in work.ops.values())
+
+
+def test_rows_by_contrast_are_work_as_rows_by_gradient():
+    """And hold the reference's scores beside."""
+    config = tiny_config("llama")
+    works = [
+        step_work(config, adapt=RowSparse(density=0.25, select=s), streams=1, segment=8, dtype=torch.float32)
+        for s in ("gradient", "contrast")
+    ]
+    assert works[0].flops == works[1].flops and works[0].learned_parameters == works[1].learned_parameters
+    held = [work.memory["what learns, with its optimizer state"] for work in works]
+    assert held[1] - held[0] == 4 * sum(o for i in range(config.layers) for o, _ in linear_shapes(config, i).values())
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -92,8 +92,11 @@ def test_every_field_refuses_what_it_does_not_accept(kind):
         ("eval --text TEXT --context 8 --refresh keep", ["refresh 'keep' has no effect with context 8"]),
         (
             "eval --text TEXT --density 0.2 --statistics x",
-            ["density 0.2 has no effect with adapt 'lora'", "statistics 'x' has no effect with optimizer 'adam'"],
+            ["density 0.2 has no effect with adapt 'lora'", "statistics 'x' has no effect with optimizer 'adam' and select 'gradient'"],
         ),
+        ("eval --text TEXT --adapt rows --select contrast --statistics x", []),
+        ("eval --text TEXT --adapt full --optimizer rms --statistics x", []),
+        ("eval --text TEXT --select contrast", ["select 'contrast' has no effect with adapt 'lora'"]),
         ("eval --text TEXT --adapt none --rank 16 --quiet", []),
         ("eval --text TEXT --adapt rows --sinks 2 --density 0.5 --lr 0 --seed 1", []),
         ("reweight train --out OUT --domains a=TEXT --rank 3 --steps 1", ["rank 3 has no effect with adapt 'full'"]),

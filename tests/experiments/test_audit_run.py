@@ -9,10 +9,13 @@ import pytest
 import torch
 from tiny import config_of, english, eval_config, tiny_directory, tiny_root
 
+from dynadapt.adapt import mixture
+from dynadapt.adapt.mixture import fixed_share
 from dynadapt.engine import Engine
 from dynadapt.engine.decoder import Decoder
 from dynadapt.experiments import dyneval
 from dynadapt.experiments.audit import audit_run
+from dynadapt.experiments.audit.distributions import fixed_share_weights
 from dynadapt.experiments.audit.report import FAILED, LEFT_OUT, NOT_JUDGED, PASSED, Report
 from dynadapt.runs.whole_files import RunError
 
@@ -60,6 +63,10 @@ KINDS = {
     "every second segment": ({"every": 2}, LEARNS_ON),
     "changes": ({"reset": "auto"}, LEARNS_ON),
     "every 40 tokens": ({"reset": 40, "optimizer": "lion"}, LEARNS_ON),
+    "guard": ({**NATIVE, "guard": "exact"}, LEARNS_ON),
+    "guard, every third": ({"guard": 3, "lr": 0.05, "dtype": "fp64"}, LEARNS_ON),
+    "guard, rows and alarms": ({**NATIVE, "adapt": "full", "guard": "exact", "lr": 0.1, "reset": "auto"}, LEARNS_ON),
+    "guard, the head": ({"guard": "exact", "targets": "q,head", "context": 8}, LEARNS_ON),
     "two parts": ({"split": True, "streams": 2}, {**LEARNS_ON, "streams": PASSED}),
 }
 
@@ -78,8 +85,9 @@ def test_documents_that_know_nothing_of_each_other_pass(changes, root, tmp_path)
     assert "3 documents behind other texts, 3 in reverse order" in said(report, "documents")
 
 
-def test_gradient_statistics_are_gathered_again(root, tmp_path):
-    changes = {"adapt": "rows", "optimizer": "rms", "statistics": str(root / "0.txt")}
+@pytest.mark.parametrize("what", [{"optimizer": "rms"}, {"select": "contrast"}])
+def test_gradient_statistics_are_gathered_again(what, root, tmp_path):
+    changes = {"adapt": "rows", **what, "statistics": str(root / "0.txt")}
     assert verdicts(audited(config_of(root, **changes), tmp_path / "run")) == LEARNS_ON
 
 
@@ -310,6 +318,43 @@ def test_scores_that_are_no_probabilities_are_caught(root, tmp_path, monkeypatch
     monkeypatch.setattr(Decoder, "score", lambda *given: (lambda nll, dh: (nll - 0.1, dh))(*score(*given)))
     report = audited(config_of(root), tmp_path / "run")
     assert verdicts(report)["distribution"] == FAILED and "probabilities sum to 1.105" in said(report, "distribution")
+
+
+def test_documents_of_a_guarded_run_know_nothing_of_each_other(root, tmp_path):
+    report = audited(three(root, reset="document", streams=2, guard="exact", memory=16, lr=0.05), tmp_path / "run")
+    assert verdicts(report) == {**ALL, "streams": PASSED}
+
+
+@pytest.mark.parametrize("settings,word", [({"rates": "1e-3,1e-2"}, "rates"), ({"levels": "fast,slow"}, "levels")])
+def test_learners_side_by_side_and_levels_are_refused(settings, word, root, tmp_path):
+    dyneval.run(config_of(root, backend="cpu", **settings), tmp_path / "run", SCORES)
+    with pytest.raises(ValueError, match=f"{word} .*in the run: an audit goes back"):
+        audit_run(tmp_path / "run")
+
+
+def test_mixtures_that_see_the_token_are_caught(root, tmp_path, monkeypatch):
+    """The better expert of each token has the weight that it has behind it: sums over all tokens are above one."""
+
+    def cheating(log_weights, losses, counted, share):
+        mixed, after = fixed_share(log_weights, losses, counted, share)
+        return torch.where(counted, 0.9 * mixed + 0.1 * losses.amin(2), mixed), after
+
+    monkeypatch.setattr(mixture, "fixed_share", cheating)
+    report = audited(config_of(root, guard="exact", lr=0.05), tmp_path / "run")
+    assert verdicts(report)["own token"] == FAILED and verdicts(report)["distribution"] == FAILED
+
+
+def test_weights_of_two_experts_are_those_of_the_mixture():
+    generator = torch.Generator().manual_seed(0)
+    losses = 3 * torch.rand(1, 20, 2, generator=generator, dtype=torch.float64)
+    losses[0, 4, 0], losses[0, 9, 1], losses[0, 12] = torch.nan, torch.inf, torch.nan
+    log_weights = torch.tensor([[0.3, 0.7]], dtype=torch.float64).log()
+    mixed, _ = fixed_share(log_weights, losses, torch.ones(1, 20, dtype=torch.bool), 0.01)
+    weights = fixed_share_weights(np.array([0.3, 0.7]), [losses[0, :, 0].numpy(), losses[0, :, 1].numpy()], 0.01)
+    known = np.arange(20) != 12
+    expected = -np.log(np.where(known, (weights * np.exp(-losses[0].nan_to_num(torch.inf, torch.inf).numpy())).sum(1), 1.0))
+    assert np.allclose(expected[known], mixed[0].numpy()[known], rtol=1e-12) and np.isnan(mixed[0, 12])
+    assert np.allclose(weights[13], weights[12], rtol=0, atol=0)
 
 
 def test_scores_that_see_their_own_token_are_caught(root, tmp_path, monkeypatch):

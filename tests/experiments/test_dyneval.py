@@ -178,6 +178,29 @@ def test_rms_takes_its_statistics_from_another_text(model_directory, tmp_path):
         run(config.with_(statistics=str(paths[0])), tmp_path / "other")
 
 
+def test_rows_are_chosen_beside_the_statistics_text(model_directory, tmp_path):
+    """--select: as an engine that has gathered the same statistics; rows by their gradient alone are others."""
+    paths = [write(tmp_path / name, english(200, seed)) for seed, name in enumerate(["a.txt", "b.txt", "c.txt"])]
+    config = eval_config(model_directory, paths[:1], adapt="rows", density=0.2, select="contrast", statistics=str(paths[1]), lr=1e-2)
+    found = {}
+    for name, changes in (
+        ("contrast", {}),
+        ("other text", {"statistics": str(paths[2])}),
+        ("gradient", {"select": "gradient"}),
+        ("fixed", {"select": "fixed"}),
+    ):
+        found[name] = run(config.with_(**changes), tmp_path / name)["nll"]
+    assert len(set(found.values())) == 4
+    assert json.loads((tmp_path / "contrast" / "config.json").read_text())["select"] == "contrast"
+    assert "select" not in json.loads(
+        (tmp_path / "gradient" / "config.json").read_text()
+    )  # as in runs that were begun before there was one
+    with pytest.raises(ConfigError, match="statistics"):
+        run(config.with_(statistics=str(paths[0])), tmp_path / "never")
+    with pytest.raises(ConfigError, match="select 'contrast' with optimizer 'rms': its rows are chosen once"):
+        config.with_(optimizer="rms")
+
+
 # ------------------------------------------------------------------------------------------------------- stopping and resuming
 
 
@@ -199,6 +222,7 @@ def stop_after(lines: int, number: int, words: list[str], out: Path, stdin=None)
 CASES = {
     "lora and memory": dict(memory=20, sinks=2, words=(1500,)),
     "documents in streams": dict(streams=2, reset="document", words=(200, 500, 150, 300)),
+    "rows by contrast": dict(adapt="rows", density=0.3, select="contrast", statistics="builtin:python-source", words=(1500,)),
     "rows, every, auto reset, pipe": dict(adapt="rows", density=0.5, every=2, reset="auto", words=(1500,), pipe=True),
 }
 

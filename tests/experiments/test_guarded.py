@@ -116,7 +116,7 @@ def test_on_the_command_line(root, tmp_path, monkeypatch, capsys):
     begun = json.loads((out / "config.json").read_text())
     assert (begun["guard"], begun["rates"]) == (2, RATES) and "halve" not in begun
     assert call("audit", str(out)) != 0
-    assert "guard 2 in the run: an audit reads the distributions of one model" in "".join(capsys.readouterr())
+    assert f"rates {RATES!r} in the run: an audit goes back to where a stream was" in "".join(capsys.readouterr())
     assert call("export", str(out), "--out", "adapter") != 0 and not (tmp_path / "adapter").exists()
     assert f"ran at rates {RATES}: it ended with an adapter of each rate" in "".join(capsys.readouterr())
     assert call("eval", *words, "--adapt", "none", "--guard", "exact") == 0

@@ -266,11 +266,12 @@ def test_a_long_text_is_estimated_from_places_in_it(model, texts, tmp_path, monk
 # ---------------------------------------------------------------------------------------------------------------- measure
 
 
-def test_side_by_side_scores_what_each_scores_alone(directory, model, texts, tmp_path):
+@pytest.mark.parametrize("guard", [None, "exact"])
+def test_side_by_side_scores_what_each_scores_alone(guard, directory, model, texts, tmp_path):
     tokenizer = streaming_tokenizer(model.tokenizer)
     windows = draw(read_text(texts, tokenizer, tmp_path), tokenizer, 6, 64, 16, 0)
     rates = [Candidate("lora", 32, rate) for rate in (1e-3, 1e-2, 1e6)]
-    bench = Bench(model, config_for(directory, ()))
+    bench = Bench(model, config_for(directory, (), guard=guard))
     bench.streams = {"none": 1, "lora": 1}
     alone, static = bench.learning(rates, windows), bench.static(Candidate("none", 32), windows)
     bench.streams = {"none": 4, "lora": 3}
@@ -280,16 +281,26 @@ def test_side_by_side_scores_what_each_scores_alone(directory, model, texts, tmp
         assert wide[rate].nll == alone[rate].nll and wide[rate].tokens == sum(window.learned for window in windows)
     assert np.mean(wide[rates[1]].nll) < np.mean(static.nll)
     assert wide[rates[2]].nll[0] != alone[rates[0]].nll[0]
+    if guard:  # the last diverges, and costs no more than the bound: ln 2 for each piece, and the share
+        assert np.mean(wide[rates[2]].nll) < np.mean(static.nll) + 0.1
+    else:
+        assert not np.mean(wide[rates[2]].nll) < np.mean(static.nll) + 0.1
 
 
 def test_what_is_counted_is_what_an_evaluation_scores(directory, model, texts, tmp_path):
     """One window that is a whole document: the numbers of `dynadapt eval`."""
     tokenizer = streaming_tokenizer(model.tokenizer)
     (window,) = draw(read_text(texts[1:2], tokenizer, tmp_path), tokenizer, 1, 10_000, 16, 0)
-    bench = Bench(model, config_for(directory, ()))
-    for candidate in (Candidate("none", 32), Candidate("lora", 32, 1e-2), Candidate("full", 0, 1e-3)):
-        config = candidate.configure(config_for(directory, texts[1:2]))
-        expected = run(config, tmp_path / candidate.adapt, model=model)
+    for candidate, guard in (
+        (Candidate("none", 32), "exact"),
+        (Candidate("lora", 32, 1e-2), None),
+        (Candidate("lora", 32, 1e-2), "exact"),
+        (Candidate("full", 0, 1e-3), None),
+    ):
+        bench = Bench(model, config_for(directory, (), guard=guard))
+        config = candidate.configure(config_for(directory, texts[1:2], guard=guard))
+        assert config.guard == (guard if candidate.adapt != "none" else None)
+        expected = run(config, tmp_path / f"{candidate.adapt}-{guard}", model=model)
         found = bench.static(candidate, [window]) if candidate.adapt == "none" else bench.learning([candidate], [window])[candidate]
         assert found.nll[0] == pytest.approx(expected["nll"], abs=1e-9) and window.bytes == expected["bytes"]
         assert found.flops == sum(expected["flops"].values())
@@ -306,6 +317,13 @@ def test_memory_that_a_model_has_no_positions_for_is_left_out(directory, model):
 
 
 # ------------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_a_guard_is_on_all_that_learns(directory, model, texts, tmp_path):
+    found = tune(config_for(directory, texts, guard="exact"), 2, tmp_path / "out", model=model)
+    assert found.adapts and "--guard exact" in found.command and "--guard" not in found.static_command
+    with pytest.raises(ConfigError, match="rates .*in tune, which tries learning rates one by one"):
+        tune(config_for(directory, texts, rates="1e-3,1e-2"), 2, tmp_path / "never", model=model)
 
 
 def test_from_a_text_to_a_command_that_keeps_its_promise(directory, texts, tmp_path, monkeypatch, capsys):
@@ -385,6 +403,7 @@ def test_a_pipe_is_tuned_on_and_its_rest_kept(directory, texts, tmp_path, monkey
         ({"tokens": 99}, 1, ConfigError, "tokens 99"),
         ({"context": 8}, 1, ConfigError, "context 8"),
         ({"optimizer": "rms", "adapt": "full"}, 1, ConfigError, "'rms'"),
+        ({"select": "contrast"}, 1, ConfigError, "select 'contrast': tune tries rows by their gradient"),
         ({"segment": 400}, 1, TextError, "needs at least 12,800"),
         ({"text": ()}, 1, TextError, "none given"),
         ({"text": ("/nowhere.txt",)}, 1, TextError, "no such file"),

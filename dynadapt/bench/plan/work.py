@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, learns_beside, whole_model
+from dynadapt.adapt.methods import LoRA, RowSparse, learns_beside, whole_model
 from dynadapt.adapt.optimizers import Adam
 from dynadapt.adapt.targets import lowest, targeted
 from dynadapt.engine.decoder import Batch, Decoder
@@ -182,6 +182,9 @@ def step_work(
     slots = 1 if shared or own else streams
     turns = streams if own and not shared else 1  # streams with weights of their own take turns
     learner = None if adapt is None else make_learner(adapt, optimizer, model, dtype, "meta", META, slots=slots)
+    if isinstance(adapt, RowSparse) and adapt.select == "contrast":
+        with learner.gathering() as reference:  # as if a reference text had been seen
+            learner.take_reference(reference)
     learning = targeted(adapt, config)
     depth = lowest(adapt, config) if learn else None
     weights = learner.weights_view if whole_model(adapt) else FrozenWeights(model, "meta", dtype, set(learning) if own else set(), META)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dynadapt.adapt.optimizers import WITH_STATISTICS
 from dynadapt.experiments import dyneval, guarded
 from dynadapt.experiments.compare.joined_scores import sources_of
 from dynadapt.experiments.config import EvalConfig
@@ -62,7 +61,9 @@ def open_run(path: str | Path, tokens: int) -> Replay:
         raise RunError(f"{run.path} was made by a version whose scores keep no tokens: run it again with this one")
     config = EvalConfig.from_dict(run.config)
     if config.adapt != "none":
-        guarded.refuse(config, "in the run: an audit reads the distributions of one model, not of a mixture")
+        guarded.refuse(
+            config, "in the run: an audit goes back to where a stream was, which learners side by side and levels can't", ("guard",)
+        )
     sources = sources_of(run)
     model = load(_found(run, config.model))
     _expect(run, {"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint()})
@@ -74,7 +75,7 @@ def open_run(path: str | Path, tokens: int) -> Replay:
     if not segments:
         raise RunError(f"{run.path} has scored nothing that could be played again")
     engine = dyneval.build_engine(model, config)
-    if config.adapt != "none" and config.optimizer in WITH_STATISTICS:
+    if config.reads_statistics:
         statistics, digest = dyneval._statistics_text(config, [source.check() for source in sources])
         _expect(run, {f"statistics text {config.statistics!r}": digest})
         engine.gather_statistics(dyneval._statistics(statistics, config, tokenizer, begin))

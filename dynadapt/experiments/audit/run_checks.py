@@ -156,7 +156,7 @@ class _Audit:
         for stream in dict.fromkeys(row for row, _, _ in tries):
             others = {j: int(changed[stream, j][j + 1]) for row, j, _ in tries if row == stream}
             question = Question(others, [j for row, j, whole in tries if row == stream and whole])
-            with asking(self.engine, question):
+            with asking(self.engine, question, stream):
                 base[stream] = step_alone(self.engine, stream, segment)
             self._rollback(kept)
             stated.update({(stream, j): found for j, found in question.nats.items()})

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-from dynadapt.adapt.optimizers import IN_WORDS, WITH_STATISTICS
+from dynadapt.adapt.optimizers import IN_WORDS
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import begin_of, settle
 from dynadapt.experiments.dyneval import build_engine
@@ -70,10 +70,10 @@ def advise(
     log = check_logs(log)
     if config.adapt == "none":
         raise ConfigError("adapt 'none' with --advise: there is nothing to probe; give lora, rows or full")
-    if config.optimizer in WITH_STATISTICS or config.streams != 1 or config.split:
+    if config.reads_statistics or config.streams != 1 or config.split:
         raise ConfigError(
-            f"optimizer {config.optimizer!r}, streams {config.streams}, split {config.split}: a probe has one "
-            f"stream and no statistics text; give {IN_WORDS} and one stream"
+            f"optimizer {config.optimizer!r}, select {config.select!r}, streams {config.streams}, split {config.split}: a probe has one "
+            f"stream and no statistics text; give {IN_WORDS}, select gradient and one stream"
         )
     announce, out = announce or (lambda what: None), Path(out)
     sources, others = gather(texts, config.field), gather(reference, config.field)

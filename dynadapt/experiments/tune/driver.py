@@ -81,7 +81,7 @@ def tune(
     4. Write the rest of the text, the picture and recommendation.json, all of it or nothing.
 
     Of `config` it takes all that it does not try out itself: adapt, memory, and lr (which, where given, is the middle of the rates for
-    config.adapt). started: time.monotonic() at which the minutes began, if before the call. Raises TextError, ConfigError, RunError.
+    config.adapt). A guard is on all that learns, and in the command. started: time.monotonic() at which the minutes began, if before the call. Raises TextError, ConfigError, RunError.
     """
     from .recommendation import recommend, write  # with what draws: what is missing shows before the minutes are spent
 
@@ -113,9 +113,11 @@ def _check(config: EvalConfig, minutes: float) -> None:
             raise ConfigError(
                 f"{name} {getattr(config, name)!r}: tune reads the whole text as one stream with memory; leave it at {accepted}"
             )
-    guarded.refuse(config, "in tune, which tries learning rates one by one")
+    guarded.refuse(config, "in tune, which tries learning rates one by one", ("guard",))
     if config.optimizer in WITH_STATISTICS:
         raise ConfigError(f"optimizer {config.optimizer!r}: tune has no statistics text; give {IN_WORDS}")
+    if config.select != "gradient":
+        raise ConfigError(f"select {config.select!r}: tune tries rows by their gradient; leave it at 'gradient'")
 
 
 def _model(config: EvalConfig, model):

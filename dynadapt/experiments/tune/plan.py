@@ -38,7 +38,8 @@ class Candidate:
         return learns + (f", memory {self.memory:,}" if self.memory else "") + ("" if self.lr is None else f", lr {self.lr:g}")
 
     def configure(self, config: EvalConfig) -> EvalConfig:
-        return config.with_(adapt=self.adapt, memory=self.memory, lr=self.lr)
+        guard = None if self.adapt == "none" else config.guard  # which has nothing to guard there
+        return config.with_(adapt=self.adapt, memory=self.memory, lr=self.lr, guard=guard)
 
 
 @dataclass(frozen=True)

@@ -357,6 +357,8 @@ def _config(reset: str, settings: dict) -> EvalConfig:
     settings = {**settings, "adapt": settings.get("adapt", "lora") or "none"}  # the harness reads "none" as None
     if settings.get("optimizer") in WITH_STATISTICS:
         raise ConfigError(f"optimizer={settings['optimizer']!r} needs gradient statistics of a text of its own; expected {IN_WORDS}")
+    if settings.get("select") == "contrast":
+        raise ConfigError(f"select={settings['select']!r} needs gradient statistics of a text of its own; expected gradient or fixed")
     if reset == "stateless":
         settings["adapt"] = "none"
     return settle(EvalConfig(**settings, reset="document" if reset == "document" else "never"), None, memory=0)

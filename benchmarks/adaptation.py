@@ -1,0 +1,279 @@
+"""Every verdict on adaptation that can't hurt: runs what guard.py, resets.py, levels.py, score_first.py and long_streams.py measure, and says in one table what
+came of it.
+
+    python benchmarks/adaptation.py                                   # the table of benchmarks/results, nothing is run
+    python benchmarks/adaptation.py --write                           # and puts it where docs/adaptation.md marks its place
+    dynadapt corpus build --out corpus
+    python benchmarks/adaptation.py corpus --out runs/adaptation      # runs all of it first, on both models: hours; stopped, the same command goes on
+    python benchmarks/adaptation.py corpus --out runs/adaptation --only levels --models smollm2-135m
+
+The rules are those of the scripts, fixed before their runs and said in full in each; the table has them in a few words. Power: where the unit is the text, the
+least true difference that the rule calls with a probability of 80% at the spread that was found; where every text has to hold, the share of
+texts for which it doesn't that would show with 80%. What has no results file is "not run".
+
+What is run lies under --out, one directory a model and script, and the results files together in its "results".
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import guard, levels, resets, score_first  # noqa: E402
+from benchmarks.script import OPEN  # noqa: E402
+from dynadapt.experiments.reweight.power import seen  # noqa: E402
+from dynadapt.runs.rundir import read_json  # noqa: E402
+
+MODELS = ("smollm2-135m", "gemma3-270m")
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "adaptation.md"
+BLOCK = re.compile(r"(<!-- adaptation\.py: (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
+HEAD = ("claim", "rule", "verdict", "found", "power", "texts")
+WORST, CHECKED = 0.8, 0.05  # power that is wanted, and the level of Student's intervals
+
+
+@dataclass(frozen=True)
+class Row:
+    """One verdict, in words."""
+
+    claim: str
+    rule: str
+    verdict: str
+    found: str
+    power: str
+    texts: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A script of this folder. ``results``: the stem of its results file. ``rows``: what of that file is a verdict. ``takes_model``: it has --model."""
+
+    script: str
+    results: str
+    rows: Callable[[dict], list[Row]]
+    takes_model: bool = True
+
+    def file(self, folder: Path, model: str) -> Path:
+        return folder / f"{self.results}{'' if model == MODELS[0] or not self.takes_model else '-' + model}.json"
+
+
+# ---- what each script's results say
+
+
+def all_hold(n: int) -> str:
+    """Of a rule that every one of n texts has to keep."""
+    return f"{1 - (1 - WORST) ** (1 / n):.0%} of texts"
+
+
+def of_guard(results: dict) -> list[Row]:
+    v, n = results["verdicts"], len(results["rows"])
+    rows = []
+    for claim, key in (
+        ("a guard: never worse", "never worse, guarded"),
+        ("the same at 10 times the rate", "never worse, guarded, ten times the rate"),
+    ):
+        found = f"largest {v[key]['largest_excess']:+.4f} ({v[key]['text']})"
+        rows.append(Row(claim, f"no text more than {guard.WORSE} above static", v[key]["verdict"], found, all_hold(n), str(n)))
+    mixed = v["no rate to guess"]
+    behind = [guard.behind_the_best(row) for row in results["rows"]]
+    power = f"{seen(statistics.stdev(behind) / n**0.5, n - 1, CHECKED):.4f}" if n > 1 else "-"
+    rows.append(
+        Row(
+            "no rate to guess", f"mean at most {guard.BEHIND} behind the best of each text", mixed["verdict"],
+            f"mean {mixed['mean_behind']:+.4f}, largest {mixed['most']:+.4f}", power, str(n),
+        )
+    )  # fmt: skip
+    bound = v["the bound"]
+    over = f"largest {bound['largest_over_the_bound']:+.5f} over"
+    return [*rows, Row("the bound of a mixture", "no run above it", bound["verdict"], over, all_hold(n), f"{n}, {bound['runs']} runs")]
+
+
+def of_resets(results: dict) -> list[Row]:
+    v, rows = results["verdicts"], []
+    for arm, found in v["spliced"].items():
+        if arm in ("static", "never", "oracle", "lower"):
+            continue
+        n = found["texts"]
+        rows.append(
+            Row(
+                f"reset {arm}: as good as an oracle", f"at most {resets.BEHIND} behind it, Student", found["verdict"],
+                f"{found['behind_oracle']:+.4f} ± {found['error']:.4f}", f"{seen(found['error'], n - 1, CHECKED):.4f}", f"{n} spliced",
+            )
+        )  # fmt: skip
+    claim, rule = "an alarm is worth more than the lower rate behind it", "slower less lower below 0, Student"
+    if part := v.get("the alarm's part"):
+        n, found = part["texts"], f"{part['slower_less_lower']:+.4f} ± {part['error']:.4f}"
+        rows.append(Row(claim, rule, part["verdict"], found, f"{seen(part['error'], n - 1, CHECKED):.4f}", f"{n} spliced"))
+    else:
+        rows.append(Row(claim, rule, "not run", "", "", ""))
+    needed = resets.poisson(0, upper=True) * resets.SEGMENTS / resets.FALSE
+    for kind in resets.KINDS:
+        rule = f"under {resets.FALSE:.0%} in {resets.SEGMENTS} segments"
+        if kind not in v["stationary"]:
+            rows.append(Row(f"few false alarms, {kind}", rule, "not run", "", "", ""))
+        for arm, found in v["stationary"].get(kind, {}).items():
+            texts = len([row for row in results["rows"] if row["kind"] == kind and arm in row["arms"]])
+            rows.append(
+                Row(
+                    f"few false alarms, {kind}: {arm}", rule, found["verdict"], f"{found['alarms']} in {found['segments']} segments",
+                    f"confirms from {needed:,.0f} on", str(texts),
+                )
+            )  # fmt: skip
+    return rows
+
+
+def judged_row(claim: str, rule: str, found: dict, verdict: str | None = None) -> Row:
+    """Of what ``script.judged`` gives."""
+    span = f"{found['mean']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+    power = "-" if found["seen_with_80%"] is None else f"{found['seen_with_80%']:.4f}"
+    return Row(claim, rule, verdict or found["verdict"], span, power, str(found["texts"]))
+
+
+def of_levels(results: dict) -> list[Row]:
+    v = results["verdicts"]
+    beside = f"beside {v['best_pair']}"
+    nats = judged_row(f"three levels {beside}", f"better by {levels.MARGIN}, Student", v["nats"])
+    flops = f"{v['flops']['ratio']:.2f} times"
+    n = nats.texts
+    return [
+        nats,
+        Row("what the third level costs", f"at most {levels.COST} times the FLOPs", v["flops"]["verdict"], flops, "-", n),
+        Row("both together", "both confirmed", v["verdict"], "", "-", n),
+    ]
+
+
+def of_score_first(results: dict) -> list[Row]:
+    rows = []
+    for rate in score_first.RATES:
+        found = results["results"][f"{rate:g}"]
+        less, n = found["memory_less_window_again"], found["documents"]
+        low, high = less["interval"]
+        error = (high - low) / 2 / float(resets.student.ppf(1 - CHECKED / 2, n - 1))
+        rows.append(
+            Row(
+                f"memory in place of the window run again, rate {rate:g}", f"at most {score_first.NEAR} bits per byte behind, {score_first.FEWER} times fewer FLOPs",
+                found["verdict"], f"{less['mean']:+.4f} [{low:+.4f}, {high:+.4f}], {found['flops_ratio']:.1f} times", f"{seen(error, n - 1, CHECKED):.4f}", str(n),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def of_long(results: dict) -> list[Row]:
+    v, most = results["verdicts"], results["settings"]["tokens"] - 1
+    rows = [judged_row(f"{r['online']} as good as {r['static']}, first {r['tokens']:,} tokens", "below 0.01, Student", r) for r in v["5"]]
+    rows += [judged_row(f"{r['lora']} worse than {r['full']}, first {r['tokens']:,} tokens", "above 0, Student", r) for r in v["4"]]
+    rows += [judged_row(f"{r['online']} below the static front", "below 0, Student", r) for r in v["3b"]]
+    rows += [
+        judged_row(f"the gain of {r['online']} grows along {most:,} tokens", "last less first 16,384 above 0, Student", r)
+        for r in v["growth"]
+    ]
+    return rows
+
+
+PIECES = (
+    Piece("guard", "guard", of_guard),
+    Piece("resets", "resets", of_resets),
+    Piece("levels", "levels", of_levels),
+    Piece("score_first", "score-first", of_score_first, takes_model=False),
+    Piece("long_streams", "long-streams", of_long),
+)
+
+
+# ---- the page
+
+
+def machine(results: dict) -> str:
+    env = results["environment"]
+    return f"{env['cpu']}, {env['cores']} cores, {env['native']['isa']}"
+
+
+def table(folder: Path) -> str:
+    """Every verdict there is in a folder of results files, and what was not run."""
+    lines = []
+    for piece in PIECES:
+        for model in MODELS if piece.takes_model else ("",):
+            file = piece.file(folder, model or MODELS[0])
+            of = f"`{piece.script}.py`" + (f", {model}" if model else "")
+            if not file.exists():
+                lines += [f"**{of}**: not run.", ""]
+                continue
+            results = read_json(file)
+            lines += [f"**{of}** ({machine(results)}):", "", f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
+            for row in piece.rows(results):
+                cells = [row.claim, row.rule, OPEN if row.verdict == "open" else row.verdict, row.found, row.power, row.texts]
+                lines.append(f"| {' | '.join(cells)} |")
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def levels_table(folder: Path) -> str:
+    file = folder / "levels.json"
+    return levels.page(read_json(file)) if file.exists() else "Not run.\n"
+
+
+BLOCKS = {"verdicts": table, "levels": levels_table}
+
+
+def rendered(page: str, folder: Path) -> str:
+    return BLOCK.sub(lambda m: m[1] + BLOCKS[m[2]](folder) + m[4], page)
+
+
+# ---- runs
+
+
+def run(corpus: Path, out: Path, pieces: list[Piece], models: list[str]) -> None:
+    """Each script on each model, one after the other; its results.json also in out/results.
+
+    Raises:
+        SystemExit: naming the script that did not come to its end.
+    """
+    (out / "results").mkdir(parents=True, exist_ok=True)
+    for piece in pieces:
+        for model in models if piece.takes_model else MODELS[:1]:
+            here = out / (model if piece.takes_model else "own") / piece.script
+            command = [sys.executable, str(ROOT / "benchmarks" / f"{piece.script}.py"), str(corpus), "--out", str(here)]
+            print(f"{piece.script} {model if piece.takes_model else ''}".rstrip(), flush=True)
+            if subprocess.run([*command, *(["--model", model] if piece.takes_model else [])]).returncode:
+                raise SystemExit(f"{piece.script}.py on {model} did not come to its end; the same command goes on with it")
+            shutil.copyfile(here / "results.json", piece.file(out / "results", model))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [piece.script for piece in PIECES]
+    parser.add_argument("corpus", nargs="?", type=Path, help="what `dynadapt corpus build` made; without it nothing is run")
+    parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), help="directory of what is run (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="run only these (default: all)")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="on these (default: both)")
+    parser.add_argument(
+        "--results", type=Path, default=None, help="folder of results files that are read (default: those run, or the repository's)"
+    )
+    parser.add_argument("--write", action="store_true", help="put the tables of the repository's results into docs/adaptation.md")
+    parser.add_argument("--check", action="store_true", help="fail where docs/adaptation.md has others")
+    given = parser.parse_args(argv)
+    if given.corpus:
+        run(given.corpus, given.out, [piece for piece in PIECES if piece.script in given.only], given.models)
+    if given.write or given.check:
+        page = PAGE.read_text("utf-8")
+        new = rendered(page, given.results or RESULTS)
+        if new != page and given.write:
+            PAGE.write_text(new, "utf-8")
+        elif new != page:
+            print(f"{PAGE.relative_to(ROOT)} differs from the results: python benchmarks/adaptation.py --write")
+            return 1
+        return 0
+    print(table(given.results or (given.out / "results" if given.corpus else RESULTS)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

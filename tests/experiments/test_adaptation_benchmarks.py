@@ -1,0 +1,157 @@
+"""The verdicts of benchmarks/{levels,resets,guard}.py and the page that benchmarks/adaptation.py makes of them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import adaptation, guard, levels, resets  # noqa: E402
+
+
+def cells(worth: dict[str, float], flops: dict[str, float], noise: float = 0.001, domains: int = 6) -> dict:
+    """Levels whose worths add up, a little different from domain to domain."""
+    found = {}
+    for d in range(domains):
+        found[f"d{d}"] = {
+            levels.name(arm): {
+                "nll": 3 + d - sum(worth[level] + noise * ((d + i) % 3 - 1) for i, level in enumerate(levels.LEVELS) if level in arm),
+                "flops_per_token": 1.0 + sum(flops[level] for level in arm),
+            }
+            for arm in levels.ARMS
+        }
+    return found
+
+
+@pytest.mark.parametrize(
+    "slow,cost,nats,flops,together",
+    [
+        (0.02, 0.1, "confirmed", "confirmed", "confirmed"),
+        (0.02, 1.0, "confirmed", "refuted", "refuted"),
+        (0.005, 0.1, "refuted", "confirmed", "refuted"),
+        (0.01, 0.1, "not decided", "confirmed", "not decided"),
+    ],
+)
+def test_three_levels_beside_the_best_pair(slow, cost, nats, flops, together):
+    v = levels.verdicts(cells({"memory": 0.3, "fast": 0.05, "slow": slow}, {"memory": 0.0, "fast": 1.0, "slow": cost}))
+    assert v["best_pair"] == "memory, fast"
+    assert (v["nats"]["verdict"], v["flops"]["verdict"], v["verdict"]) == (nats, flops, together)
+    assert v["nats"]["mean"] == pytest.approx(slow)
+    assert {(row["level"], row["beside"]) for row in v["worth"]} >= {("slow", "memory, fast"), ("memory", "none"), ("fast", "slow")}
+    assert len(v["worth"]) == 12 and all("verdict" not in row for row in v["worth"])
+
+
+def test_settings_of_every_arm_are_runs(tmp_path):
+    rates = {"fast": 1e-3, "slow": 4e-3}
+    for arm in levels.ARMS:
+        config = levels.config_of(tmp_path / "a.jsonl", arm, rates, "smollm2-135m")
+        assert (config.memory == 512, config.adapt == "lora", config.levels is not None) == tuple(level in arm for level in levels.LEVELS)
+        assert config.slow_every == (levels.EVERY if "slow" in arm else None)
+        assert config.reset == ("document" if "fast" in arm else "never")
+
+
+def row_of(arms: dict[str, float], splices=(1536,)) -> dict:
+    return {
+        "text": "t",
+        "kind": None,
+        "splices": list(splices),
+        "segments": 32,
+        "arms": {a: {"nll": x, "resets": []} for a, x in arms.items()},
+    }
+
+
+@pytest.mark.parametrize("alarm,verdict", [(-0.01, "confirmed"), (0.01, "refuted"), (0.0, "open")])
+def test_the_alarms_part_is_beside_the_lower_rate(alarm, verdict):
+    rows = [
+        row_of({"oracle": 2.0, "never": 2.02, "lower": 2.0 + d, "slower": 2.0 + d + alarm + 0.001 * (i % 3 - 1)})
+        for i, d in enumerate((0.0, 0.3, 0.1, 0.2, 0.4, 0.5))
+    ]
+    found = resets.verdicts(rows)
+    assert found["the alarm's part"]["verdict"] == verdict
+    assert found["the alarm's part"]["slower_less_lower"] == pytest.approx(alarm)
+    assert "the alarm's part" not in resets.verdicts([{**row, "arms": {a: row["arms"][a] for a in ("oracle", "never")}} for row in rows])
+
+
+def test_false_alarms_are_counted_kind_by_kind():
+    still = {"text": "s", "splices": [], "segments": 32}
+    alarmed = {"nll": 2.0, "resets": [{"segment": 3, "to": "prior"}]}
+    quiet = {"nll": 2.0, "resets": []}
+    rows = [{**still, "kind": "shuffled", "arms": {"full": alarmed, "auto": quiet}}, {**still, "kind": "words", "arms": {"full": quiet}}]
+    found = resets.verdicts(rows)["stationary"]
+    assert list(found) == ["shuffled", "words"]
+    assert (found["shuffled"]["full"]["alarms"], found["words"]["full"]["alarms"]) == (1, 0)
+    assert found["shuffled"]["full"]["rate"] == 8 and "recipe" not in found["words"]
+    assert found["shuffled"]["full"]["verdict"] == "refuted" and found["words"]["full"]["verdict"] == "open"
+
+
+class Words:
+    """A token a word."""
+
+    def encode(self, text):
+        return text.split()
+
+
+def test_kinds_of_stationary_text():
+    text = "\n\n".join(f"p{i} a{i} b{i}" for i in range(2000))
+    of = {kind: resets.stationary(kind, text.split(), text, Words()) for kind in resets.KINDS}
+    assert all(len(ids) == resets.RUN for ids in of.values())
+    assert of["held out"] == text.split()[-resets.RUN :]
+    firsts = [word for word in of["shuffled"] if word.startswith("p")]
+    assert firsts != sorted(firsts, key=lambda word: int(word[1:])) and len(set(firsts)) == len(firsts)
+    assert of["shuffled"][1] == "a" + of["shuffled"][0][1:] and of["words"][1] != "a" + of["words"][0][1:]
+    with pytest.raises(SystemExit, match="shuffled text has 3 tokens"):
+        resets.stationary("shuffled", [], "p a b", Words())
+
+
+@pytest.mark.parametrize("script", [guard, resets])
+def test_results_have_the_verdicts_that_their_rows_give(script):
+    file = ROOT / "benchmarks" / "results" / f"{script.__name__.rpartition('.')[2]}.json"
+    content = json.loads(file.read_text())
+    assert json.loads(json.dumps(script.verdicts(content["rows"]))) == content["verdicts"]
+
+
+def test_the_page_has_the_tables_of_the_results(tmp_path, capsys, monkeypatch):
+    assert adaptation.main(["--check"]) == 0
+    page = adaptation.PAGE.read_text()
+    monkeypatch.setattr(adaptation, "ROOT", tmp_path)
+    monkeypatch.setattr(adaptation, "PAGE", tmp_path / "page.md")
+    row = next(line for line in page.split("\n") if line.startswith("| a guard: never worse"))
+    (tmp_path / "page.md").write_text(page.replace(row, row.replace("confirmed", "refuted")))
+    assert adaptation.main(["--check"]) == 1 and "page.md differs" in capsys.readouterr().out
+    assert adaptation.main(["--write"]) == 0 and (tmp_path / "page.md").read_text() == page
+
+
+def test_what_has_no_results_is_not_run(tmp_path):
+    table = adaptation.table(tmp_path)
+    assert table.count("not run.") == 2 * 4 + 1 and "|" not in table  # score_first has a model of its own
+    (tmp_path / "guard-gemma3-270m.json").write_text((ROOT / "benchmarks" / "results" / "guard.json").read_text())
+    table = adaptation.table(tmp_path)
+    assert "**`guard.py`, smollm2-135m**: not run." in table and "**`guard.py`, gemma3-270m** (" in table
+
+
+def test_it_runs_each_script_on_each_model_and_collects(tmp_path, monkeypatch):
+    ran = []
+
+    class Done:
+        returncode = 0
+
+    def call(command):
+        ran.append(command)
+        out = Path(command[command.index("--out") + 1])
+        out.mkdir(parents=True)
+        (out / "results.json").write_text("{}")
+        return Done
+
+    monkeypatch.setattr(adaptation.subprocess, "run", call)
+    adaptation.run(tmp_path / "corpus", tmp_path / "out", list(adaptation.PIECES), list(adaptation.MODELS))
+    assert len(ran) == 9 and sum("--model" in command for command in ran) == 8
+    assert {path.name for path in (tmp_path / "out" / "results").iterdir()} == {
+        f"{stem}{model}.json" for stem in ("guard", "resets", "levels", "long-streams") for model in ("", "-gemma3-270m")
+    } | {"score-first.json"}
+    Done.returncode = 3
+    monkeypatch.setattr(adaptation.subprocess, "run", lambda command: Done)
+    with pytest.raises(SystemExit, match="guard.py on gemma3-270m did not come to its end"):
+        adaptation.run(tmp_path / "corpus", tmp_path / "out", list(adaptation.PIECES), ["gemma3-270m"])
