@@ -15,6 +15,7 @@ from .inputs import INPUTS, Inputs
 from .linear import DenseLinear, NoisyLinear, Quadratic, SparseLinear
 from .nonlinear import DecisionTree, ReluNetwork
 from .periodic import FourierSeries, Sinusoid
+from .unit_variance import UnitVariance
 
 if TYPE_CHECKING:
     from .baselines import averaging, least_squares, nearest_neighbours, ridge, zero
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .evaluate import Case, Curve, by_nonzeros, curves, out_of_distribution, sequence_predictor, squared_errors, summarise
     from .gradient_descent import network_gradient_descent
     from .lasso_path import lasso
+    from .line_wave import line_or_wave, line_or_wave_posterior
     from .prompts import Prompts, draw, interleaved
 
 # Name -> the module that has it, imported when it is asked for: these need torch, which takes seconds; to describe a class needs none.
@@ -34,6 +36,7 @@ _HOMES = {
     ),
     "network_gradient_descent": "gradient_descent",
     "lasso": "lasso_path",
+    **dict.fromkeys(("line_or_wave", "line_or_wave_posterior"), "line_wave"),
     **dict.fromkeys(("Prompts", "draw", "interleaved"), "prompts"),
 }
 
@@ -58,6 +61,7 @@ __all__ = [
     "ReluNetwork",
     "Sinusoid",
     "SparseLinear",
+    "UnitVariance",
     "averaging",
     "by_nonzeros",
     "curves",
@@ -65,6 +69,8 @@ __all__ = [
     "draw",
     "interleaved",
     "lasso",
+    "line_or_wave",
+    "line_or_wave_posterior",
     "least_squares",
     "linear_mixture",
     "linear_mixture_posterior",
