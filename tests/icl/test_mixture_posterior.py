@@ -51,7 +51,6 @@ def test_line_or_wave_against_quadrature_with_less_and_less_noise(k):
         exact = [quadrature(x[b, :k, 0].numpy(), y[b, :k].numpy(), float(x[b, k, 0]), noise) for b in range(4)]
         apart.append(max(max(abs(float(found[b, k]) - a), abs(float(chances[b, k, 0]) - c)) for b, (a, c) in enumerate(exact)))
     assert apart[2] < 0.06 and apart[2] < 0.6 * apart[1] < 0.36 * apart[0], apart
-    print(apart)
 
 
 def test_density_of_one_example_of_a_sinusoid():
