@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a source tree needs no installation
 
 from benchmarks import script  # noqa: E402
-from benchmarks.icl_measure import KEPT, PROMPTS, coarser, measure_linear, measure_number  # noqa: E402
+from benchmarks.icl_measure import KEPT, PROMPTS, measure_linear, measure_number, moved  # noqa: E402
 from benchmarks.icl_page import markdown, picture  # noqa: E402
 from benchmarks.icl_rules import LINEAR, NUMBER, SEEDS, claim_13, claim_14, claim_15, judge  # noqa: E402
 from dynadapt.experiments.icl.config import TrainConfig  # noqa: E402
@@ -121,7 +121,7 @@ def results_of(configs: dict[str, TrainConfig], out: Path, prompts: int = PROMPT
         "runs": runs,
         "claims": judge(found["linear"], found["number"]),
         "own scales": own if found["own"] else {},
-        "posterior moved by tenfold noise": coarser(found["linear"] + found["own"]),
+        "posterior moved by noise": moved(found["linear"] + found["own"]),
         **found,
     }
 

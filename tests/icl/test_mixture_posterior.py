@@ -1,6 +1,7 @@
 """Exact posteriors of mixtures against quadrature and enumeration, and classes of unit variance."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -115,15 +116,52 @@ def test_linear_mixture_with_divisors_against_enumeration():
             np.testing.assert_allclose(chances[b, k], joint / joint.sum(), atol=1e-9)
 
 
+@pytest.mark.parametrize("nonzeros", [(3, 1), (1, 2), (2, 1)])
+def test_the_posterior_without_noise_is_the_limit_of_enumeration_with_less_and_less(nonzeros):
+    """Every set of coordinates by Bayes' rule with noise, in float64, for one prompt at a time: a tenth of the noise, a tenth of the distance."""
+    divisors, weights = (1.5, 1.0), (0.4, 0.6)
+    kind = UnitVariance(SparseLinear(3, nonzeros=min(nonzeros)))
+    p = draw(kind, 5, 5, seeded(12), dtype=torch.float64)
+    found, chances = icl.noise_free_mixture(p.x, p.y, nonzeros=nonzeros, weights=weights, divisors=divisors)
+    apart = []
+    for noise in (1e-2, 1e-3, 1e-4):
+        worst = 0.0
+        for b in range(5):
+            for k in range(1, 5):
+                x, y, q = p.x[b, :k].numpy(), p.y[b, :k].numpy(), p.x[b, k].numpy()
+                logs, answers, classes = [], [], []
+                for index, count in enumerate(nonzeros):
+                    sets = list(combinations(range(3), count))
+                    for chosen in map(list, sets):
+                        covariance = x[:, chosen] @ x[:, chosen].T / divisors[index] ** 2 + noise**2 * np.eye(k)
+                        logs.append(multivariate_normal.logpdf(y, np.zeros(k), covariance) + np.log(weights[index] / len(sets)))
+                        answers.append(q[chosen] @ x[:, chosen].T @ np.linalg.solve(covariance, y) / divisors[index] ** 2)
+                        classes.append(index)
+                chance = np.exp(np.array(logs) - max(logs))
+                chance /= chance.sum()
+                first = chance[np.array(classes) == 0].sum()
+                worst = max(worst, abs(float(found[b, k]) - chance @ answers), abs(float(chances[b, k, 0]) - first))
+        apart.append(worst)
+    assert apart[2] < 2e-3 and apart[2] < 0.2 * apart[1] < 0.04 * apart[0]
+
+
+def test_no_examples_that_fit_no_class():
+    p = draw(DenseLinear(3), 4, 5, seeded(1), dtype=torch.float64)
+    with pytest.raises(IclError, match="the first 2 examples of a prompt fit none of the classes"):
+        icl.noise_free_bayes(p.x, p.y, nonzeros=(1,))
+    torch.testing.assert_close(icl.noise_free_bayes(p.x, p.y, nonzeros=(3,)), icl.least_squares(p.x, p.y), atol=1e-8, rtol=1e-8)
+    with pytest.raises(IclError, match="x is torch.float32"):
+        icl.noise_free_bayes(p.x.float(), p.y.float(), nonzeros=(3,))
+
+
 def test_the_noise_free_limit_of_the_linear_mixture_is_reached():
-    """A tenth of the noise changes the mean errors by far less than anything that is judged."""
+    """Mean errors with a noise of 1e-6, one example after the other, are those of the closed form."""
     for kind in (UnitVariance(DenseLinear(3)), UnitVariance(SparseLinear(3, nonzeros=1))):
         p = draw(kind, 2000, 8, seeded(4), dtype=torch.float64)
-        errors = [
-            (icl.linear_mixture(p.x, p.y, nonzeros=(3, 1), divisors=(math.sqrt(3), 1.0), noise=noise) - p.y).square().mean(0)
-            for noise in (1e-4, 1e-5)
-        ]
-        assert float((errors[0] - errors[1]).abs().max()) < 1e-3 and float(errors[1][4:].max()) < 1e-4
+        settings = {"nonzeros": (3, 1), "divisors": (math.sqrt(3), 1.0)}
+        noisy = icl.linear_mixture(p.x, p.y, **settings, noise=1e-6)
+        errors = [(answer - p.y).square().mean(0) for answer in (noisy, icl.noise_free_bayes(p.x, p.y, **settings))]
+        assert float((errors[0] - errors[1]).abs().max()) < 1e-4 and float(errors[1][3 if kind.of.name == "linear" else 2 :].max()) < 1e-12
 
 
 # ---- classes of unit variance
@@ -181,6 +219,11 @@ def test_which_mixtures_have_a_posterior():
         (lambda x, y: icl.line_or_wave(x[:, :, :1], y, amplitude=AMPLITUDE, frequency=2.0, weights=(0.5, 0.6)), "the weights chances"),
         (lambda x, y: icl.linear_mixture(x, y, nonzeros=(2, 1), divisors=(1.0,)), "2 classes and 1 divisors"),
         (lambda x, y: icl.linear_mixture(x, y, nonzeros=(2,), divisors=(0.0,)), "divisor 0.0"),
+        (
+            lambda x, y: icl.noise_free_bayes(x.double(), y.double(), nonzeros=(2, 1), divisors=(1.0,)),
+            "2 classes, 2 weights and 1 divisors",
+        ),
+        (lambda x, y: icl.noise_free_bayes(torch.zeros(1, 2, 20).double(), torch.zeros(1, 2).double(), nonzeros=(10,)), "184756 sets"),
     ],
 )
 def test_refusals(build, message):

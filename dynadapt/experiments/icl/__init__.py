@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .gradient_descent import network_gradient_descent
     from .lasso_path import lasso
     from .line_wave import line_or_wave, line_or_wave_posterior
+    from .noise_free import noise_free_bayes, noise_free_mixture
     from .prompts import Prompts, draw, interleaved
 
 # Name -> the module that has it, imported when it is asked for: these need torch, which takes seconds; to describe a class needs none.
@@ -37,6 +38,7 @@ _HOMES = {
     "network_gradient_descent": "gradient_descent",
     "lasso": "lasso_path",
     **dict.fromkeys(("line_or_wave", "line_or_wave_posterior"), "line_wave"),
+    **dict.fromkeys(("noise_free_bayes", "noise_free_mixture"), "noise_free"),
     **dict.fromkeys(("Prompts", "draw", "interleaved"), "prompts"),
 }
 
@@ -80,6 +82,8 @@ __all__ = [
     "make_inputs",
     "nearest_neighbours",
     "network_gradient_descent",
+    "noise_free_bayes",
+    "noise_free_mixture",
     "out_of_distribution",
     "ridge",
     "sequence_predictor",
