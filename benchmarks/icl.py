@@ -33,12 +33,12 @@ WAVES = "sinusoid:amplitude=[0.5;2],frequency=[2;2]"
 OWN = "own-"  # before the names of runs whose classes keep their own scales
 
 SMALL = TrainConfig(
-    dims=3, points=8, layers=4, hidden=64, heads=2, positions=20, batch=64, steps=15_000, lr=2e-3, schedule="cosine", warmup=1000, clip=1.0
+    dims=3, points=8, layers=4, hidden=64, heads=2, positions=20, batch=64, steps=25_000, lr=2e-3, schedule="cosine", warmup=1000, clip=1.0
 )
 TINY = TrainConfig(dims=3, points=4, layers=1, hidden=16, heads=2, positions=7, batch=4, steps=10, log=2, lr=1e-3)
-# a specialist's settings, non-zeros of the sparse class, and what is different for functions of one number; tiny is for dry runs
+# a specialist's settings, non-zeros of the sparse class, and what is different for functions of one number (share: of the steps); tiny is for dry runs
 SCALES = {
-    "small": (SMALL, 1, {"points": 6, "layers": 3}),
+    "small": (SMALL, 1, {"share": 0.6, "points": 6, "layers": 3}),
     "garg": (from_preset("garg-standard", steps=200_000), 2, {}),
     "tiny": (TINY, 1, {}),
 }
@@ -47,7 +47,7 @@ SCALES = {
 def runs_of(
     scale: str, seeds: int = SEEDS, steps: int | None = None, device: str = "auto", dtype: str | None = None, own: bool = True
 ) -> dict[str, TrainConfig]:
-    """The training runs of a scale by name, seed by seed. Those of a family differ in their classes, and a mixture takes twice the steps, so that
+    """The training runs of a scale by name, seed by seed, those in their own scales last. Those of a family differ in their classes, and a mixture takes twice the steps, so that
     it sees as many prompts of each class as the others. steps: of a specialist. own: also the linear ones in their own scales, but for what is
     the same in both: one non-zero weight has unit variance as it is.
 
@@ -55,21 +55,24 @@ def runs_of(
         SystemExit: steps of which no fifth can be kept.
     """
     base, nonzeros, one = SCALES[scale]
-    steps = steps or base.steps
-    if steps % (KEPT * base.log):
-        raise SystemExit(f"--steps {steps}: give a multiple of {KEPT * base.log:,}, so that the weights before the last fifth are kept")
+    one, steps = dict(one), steps or base.steps
+    few = round(steps * one.pop("share", 1.0))
+    if steps % (KEPT * base.log) or few % (KEPT * base.log):
+        needed = KEPT * base.log * (5 if few < steps else 1)
+        raise SystemExit(f"--steps {steps}: give a multiple of {needed:,}, so that the weights before every last fifth are kept")
     common = {"preset": f"icl-claims-{scale}", "device": device, "dtype": dtype or base.dtype, "unit_variance": True}
     base = replace(base, **common, steps=steps, warmup=min(base.warmup, steps))
-    number = replace(base, dims=1, dims_start=0, **one)
-    sparse, found = f"sparse-linear:{nonzeros}", {}
-    for seed in range(seeds):
-        linear = {"mixture": ("dense-linear", sparse), "dense": ("dense-linear",), "sparse": (sparse,)}
-        waves = {"waves": ("dense-linear", WAVES), "line": ("dense-linear",), "wave": (WAVES,)}
-        kinds = [(name, base, classes) for name, classes in linear.items()] + [(name, number, classes) for name, classes in waves.items()]
-        if own:
-            raw = replace(base, unit_variance=False)
-            kinds += [(OWN + name, raw, classes) for name, classes in linear.items() if name != "sparse" or nonzeros > 1]
-        for name, settings, classes in kinds:
+    number = replace(base, dims=1, dims_start=0, steps=few, warmup=min(base.warmup, few), **one)
+    sparse = f"sparse-linear:{nonzeros}"
+    linear = {"mixture": ("dense-linear", sparse), "dense": ("dense-linear",), "sparse": (sparse,)}
+    waves = {"waves": ("dense-linear", WAVES), "line": ("dense-linear",), "wave": (WAVES,)}
+    raw = replace(base, unit_variance=False)
+    arms = [[*((name, base, classes) for name, classes in linear.items()), *((name, number, classes) for name, classes in waves.items())]]
+    if own:
+        arms.append([(OWN + name, raw, classes) for name, classes in linear.items() if name != "sparse" or nonzeros > 1])
+    found = {}
+    for seed, arm in ((seed, arm) for arm in arms for seed in range(seeds)):
+        for name, settings, classes in arm:
             longer = {"steps": settings.steps * len(classes), "warmup": settings.warmup * len(classes)}
             found[f"seed{seed}/{name}"] = replace(settings, classes=classes, seed=seed, **longer)
     return found

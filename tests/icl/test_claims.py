@@ -207,9 +207,10 @@ def test_runs_of_a_family_differ_in_their_classes_alone():
         assert apart(f"seed0/{mixture}", f"seed0/{one}") == {"classes", "steps", "warmup"}
         assert runs[f"seed0/{mixture}"]["steps"] == 2 * runs[f"seed0/{one}"]["steps"]
     assert apart("seed0/mixture", "seed1/mixture") == {"seed"} and apart("seed2/dense", "seed2/own-dense") == {"unit_variance"}
+    assert runs["seed0/line"]["steps"] == 15_000 and list(runs)[18] == "seed0/own-mixture"
     assert len(runs) == 24 and "seed0/own-sparse" in icl.runs_of("garg") and "seed0/own-dense" not in icl.runs_of("garg", own=False)
     assert all(config.steps % (icl.KEPT * config.log) == 0 for scale in icl.SCALES for config in icl.runs_of(scale).values())
-    with pytest.raises(SystemExit, match="--steps 1234: give a multiple of 2,500"):
+    with pytest.raises(SystemExit, match="--steps 1234: give a multiple of 12,500"):
         icl.runs_of("small", steps=1234)
 
 
