@@ -7,7 +7,8 @@ A table's file is the results file that the paragraph before it names last, or e
 the same part of that file (one run, one provider, one domain), rounded to the digits that stand in the table, in the unit that its cell or
 the head of its column has. Pages that a program makes from a file are held to what it makes of it; DERIVED has the few numbers that are made of
 others. A table below `<!-- no results file -->` says itself that it has none. Not read are the tables between
-`<!-- cpu_tables.py: ... -->` marks, which `benchmarks/cpu_tables.py --check` holds to theirs, and files under results/cpu.
+`<!-- cpu_tables.py: ... -->` marks, which `benchmarks/cpu_tables.py --check` holds to theirs, and files under results/cpu. The part between the marks of icl_page.py has
+to be what that makes.
 
 A number may be right by chance where a file has many: tests/project/test_check_documents.py changes each number and says how often that is seen.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = re.compile(r"`benchmarks/results/([\w-]+\.json)")
-CPU_TABLES = re.compile(r"<!-- cpu_tables\.py: [\w ]+ -->\n.*?<!-- end -->", re.S)
+MADE = re.compile(r"<!-- (?:cpu_tables\.py: [\w ]+|icl_page\.py) -->\n.*?<!-- end -->", re.S)
 WITHOUT = "<!-- no results file -->"
 COUNTED = 25  # whole numbers below it are counts in words
 SERIES = 50  # a longer list of numbers holds what was timed, one by one, and no result
@@ -69,7 +70,7 @@ class Number:
 def tables(page: str, text: str) -> Iterator[Table]:
     """The tables of a page that name a results file."""
     blank = lambda found: "\n" * found[0].count("\n")  # noqa: E731
-    text = CPU_TABLES.sub(blank, CODE.sub(blank, text))
+    text = MADE.sub(blank, CODE.sub(blank, text))
     lines = text.split("\n")
     number = 0
     while number < len(lines):
@@ -178,7 +179,10 @@ def pages() -> list[str]:
 
 
 def check() -> list[str]:
-    said, made = [], made_pages()
+    made = made_pages()
+    from benchmarks.icl_page import stale  # found once made_pages has put the repository's root among the paths
+
+    said = stale()
     for page in pages():
         text = (ROOT / page).read_text("utf-8")
         lines = set(text.split("\n"))

@@ -1,26 +1,44 @@
-"""The tables and the picture of benchmarks/icl.py, from its results alone."""
+"""The tables and the picture of benchmarks/icl.py, from its results alone, and the part of docs/icl-claims.md that is made of them.
+
+python benchmarks/icl_page.py runs/icl/results.json    # keeps them as benchmarks/results/icl-seeds.json and makes page and picture anew
+"""
 
 from __future__ import annotations
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
+import argparse
+import json
+import sys
+from pathlib import Path
 
-from benchmarks.icl_rules import CLAIMS, LINEAR, NUMBER, bounds, curve
-from dynadapt.runs.drawing import CYCLE, STYLE
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a source tree needs no installation
+
+import matplotlib  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from benchmarks.icl_rules import CLAIMS, LINEAR, NUMBER, bounds, curve  # noqa: E402
+from dynadapt.runs.drawing import CYCLE, STYLE  # noqa: E402
 
 SHOWN = ("least_squares", "lasso", "sparse_bayes", "basis_least_squares", "mixture_bayes")
 
 
-def markdown(results: dict) -> str:
+RESULTS, PAGE, PICTURE = "benchmarks/results/icl-seeds.json", "docs/icl-claims.md", "docs/icl-seeds.png"
+BEGIN, END = "<!-- icl_page.py -->\n", "<!-- end -->\n"
+NOT_YET = "Not measured yet: none of the four claims has a verdict by these rules.\n"
+
+
+def markdown(results: dict, runs: bool = True) -> str:
+    """All tables; runs: with that of the single runs."""
     lines = ["| claim | verdict | why | what would change it |", "|---|---|---|---|"]
     rows = [(f"{number}: {CLAIMS[number]}", found) for number, found in results["claims"].items()]
     rows += [(f"{number}, own scales", found) for number, found in results["own scales"].items()]
     lines += [f"| {what} | {found['verdict']} | {found['sentence']} | {found['changes']} |" for what, found in rows]
-    lines += ["", "| run | classes | unit variance | steps | parameters |", "|---|---|---|---|---|"]
-    for name, run in results["runs"].items():
-        said = "yes" if run["unit_variance"] else "no"
-        lines.append(f"| {name} | {', '.join(run['classes'])} | {said} | {run['steps']:,} | {run['parameters']:,} |")
+    if runs:
+        lines += ["", "| run | classes | unit variance | steps | parameters |", "|---|---|---|---|---|"]
+        for name, run in results["runs"].items():
+            said = "yes" if run["unit_variance"] else "no"
+            lines.append(f"| {name} | {', '.join(run['classes'])} | {said} | {run['steps']:,} | {run['parameters']:,} |")
     for family, section in ((LINEAR, "linear"), (NUMBER, "number"), (LINEAR, "own")):
         if seeds := results[section]:
             lines += [
@@ -118,3 +136,42 @@ def _outside(axis, seeds: list[dict]) -> None:
             axis.fill_between((0, 0.5, 1), [n["low"] for n in found], [n["high"] for n in found], color=color, alpha=0.15, linewidth=0)
     axis.set(title="16: combined, after the last example", xlabel="weight of the line", xticks=(0, 0.5, 1))
     axis.set_ylim(bottom=0)
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def section(results: dict | None) -> str:
+    """What stands between the page's marks: without results, that there are none."""
+    if results is None:
+        return NOT_YET
+    seeds = {family: len(results[family]) for family in ("linear", "number", "own")}
+    said = ", ".join(f"{count} of {family}" for family, count in seeds.items())
+    picture = f"![Errors by number of examples]({Path(PICTURE).name})\n\n" if seeds["linear"] and seeds["number"] else ""
+    return f"Results: `{RESULTS}`; {results['prompts']:,} prompts of every test; finished seeds: {said}.\n\n{picture}{markdown(results, runs=False)}"
+
+
+def stale(root: Path = ROOT) -> list[str]:
+    """What is wrong with the page's part: it has to be what its results make of it."""
+    kept = root / RESULTS
+    made = section(json.loads(kept.read_text("utf-8")) if kept.exists() else None)
+    text = (root / PAGE).read_text("utf-8")
+    there = text.partition(BEGIN)[2].partition(END)[0]
+    return [] if there == made else [f"{PAGE}: the part between the marks of icl_page.py is not what {RESULTS} makes of it"]
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="results.json of benchmarks/icl.py")
+    text = parser.parse_args(argv).results.read_text("utf-8")
+    results = json.loads(text)
+    (root / RESULTS).write_text(text, "utf-8")
+    before, _, behind = (root / PAGE).read_text("utf-8").partition(BEGIN)
+    (root / PAGE).write_text(before + BEGIN + section(results) + END + behind.partition(END)[2], "utf-8")
+    if results["linear"] and results["number"]:
+        picture(results).savefig(root / PICTURE, dpi=100)
+    print("\n".join([f"{PAGE} is made anew", *stale(root)]))
+
+
+if __name__ == "__main__":
+    main()

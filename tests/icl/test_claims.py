@@ -13,7 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import icl, icl_measure, icl_rules  # noqa: E402
+from benchmarks import (  # noqa: E402
+    icl,
+    icl_measure,
+    icl_page,  # noqa: E402
+    icl_rules,
+)
 from benchmarks.icl_page import markdown, picture  # noqa: E402
 
 # Errors by number of examples where everyone does what is best: dense functions of 3 dimensions and one non-zero of three
@@ -257,6 +262,24 @@ def test_three_seeds_are_judged_and_drawn(tmp_path, monkeypatch):
     page = markdown(results)
     assert "| 13: a mixture does as well as the right specialist |" in page and "| 13, own scales |" in page
     assert "| seed2/waves | dense-linear, sinusoid" in page
+    keep_as_page(tmp_path, results)
+
+
+def keep_as_page(root, results):
+    """The page's part is made of the results and held to them."""
+    for name in (icl_page.RESULTS, icl_page.PAGE):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+    page = root / icl_page.PAGE
+    page.write_text(f"# Claims\n\n{icl_page.BEGIN}{icl_page.NOT_YET}{icl_page.END}\nmore\n")
+    assert icl_page.stale(root) == []
+    page.write_text(page.read_text().replace("Not measured", "Nicely measured"))
+    assert icl_page.stale(root)  # without results the part says so and nothing else
+    icl_page.main([str(root / "results.json")], root)
+    text = page.read_text()
+    assert icl_page.stale(root) == [] and text.startswith("# Claims\n\n<!-- icl_page.py -->\nResults: `") and text.endswith("-->\n\nmore\n")
+    assert results["claims"]["13"]["sentence"] in text and (root / icl_page.PICTURE).exists()
+    page.write_text(text.replace("| 13: a mixture does", "| 13: a mixture always does"))
+    assert icl_page.stale(root)
 
 
 def test_halves_are_those_of_the_prompts():
