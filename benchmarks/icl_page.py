@@ -1,6 +1,6 @@
 """The tables and the picture of benchmarks/icl.py, from its results alone, and the part of docs/icl-claims.md that is made of them.
 
-python benchmarks/icl_page.py runs/icl/results.json    # keeps them as benchmarks/results/icl-seeds.json and makes page and picture anew
+python benchmarks/icl_page.py runs/icl/results.json    # keeps them under benchmarks/results and makes page and picture anew
 """
 
 from __future__ import annotations
