@@ -5,9 +5,9 @@
     python benchmarks/icl.py --out runs/icl --evaluate               # no training: what the finished seeds say
     python benchmarks/icl.py --out runs/icl-garg --scale garg --device cuda --dtype bf16 --minutes 9
 
-Trains six models a seed on classes of unit variance, and those of linear functions also on classes in their own scales; measures them on 2,560
-prompts of each test, and judges four claims by the rules of icl_rules.py: that a mixture does as well as the right specialist, tracks the best
-baseline, predicts in between where it was trained on neither class, and fails outside.
+Trains six models a seed on classes of unit variance, and those of linear functions also on classes in their own scales; measures
+them on 2,560 prompts of each test, and judges four claims by the rules of icl_rules.py: that a mixture does as well as the right
+specialist, tracks the best baseline, predicts in between where it was trained on neither class, and fails outside.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ SMALL = TrainConfig(
     dims=3, points=8, layers=4, hidden=64, heads=2, positions=20, batch=64, steps=25_000, lr=2e-3, schedule="cosine", warmup=1000, clip=1.0
 )
 TINY = TrainConfig(dims=3, points=4, layers=1, hidden=16, heads=2, positions=7, batch=4, steps=10, log=2, lr=1e-3)
-# a specialist's settings, non-zeros of the sparse class, and what is different for functions of one number (share: of the steps); tiny is for dry runs
+# a specialist's settings, non-zeros of the sparse class, and what is different for functions of one number (share: of the steps);
+# tiny is for dry runs
 SCALES = {
     "small": (SMALL, 1, {"share": 0.6, "points": 6, "layers": 3}),
     "garg": (from_preset("garg-standard", steps=200_000), 2, {}),
@@ -47,9 +48,11 @@ SCALES = {
 def runs_of(
     scale: str, seeds: int = SEEDS, steps: int | None = None, device: str = "auto", dtype: str | None = None, own: bool = True
 ) -> dict[str, TrainConfig]:
-    """The training runs of a scale by name, seed by seed, those in their own scales last. Those of a family differ in their classes, and a mixture takes twice the steps, so that
-    it sees as many prompts of each class as the others. steps: of a specialist. own: also the linear ones in their own scales, but for what is
-    the same in both: one non-zero weight has unit variance as it is.
+    """The training runs of a scale by name, seed by seed, those in their own scales last. Those of a family differ in their classes,
+    and a mixture takes twice the steps, so that it sees as many prompts of each class as the others.
+
+    steps: of a specialist. own: also the linear ones in their own scales, but for what is the same in both: one non-zero weight has
+    unit variance as it is.
 
     Raises:
         SystemExit: steps of which no fifth can be kept.
@@ -92,7 +95,7 @@ def train_all(configs: dict[str, TrainConfig], out: Path, minutes: float | None 
 
 
 def measured(configs: dict[str, TrainConfig], out: Path, prompts: int = PROMPTS) -> dict[str, list[dict]]:
-    """{"linear", "number", "own": what each finished seed's models do}. A seed's is measured once and kept beside its runs, for these prompts."""
+    """{"linear", "number", "own": what each finished seed's models do}; measured once and kept beside the seed's runs."""
     found: dict[str, list[dict]] = {"linear": [], "number": [], "own": []}
     for seed in sorted({config.seed for config in configs.values()}):
         families = {"linear": (LINEAR.models, measure_linear), "number": (NUMBER.models, measure_number)}

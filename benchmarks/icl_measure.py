@@ -47,7 +47,7 @@ def rounded(values: torch.Tensor) -> list[float]:
 
 
 def baselines_on(kind: FunctionClass, mixture: Mixture) -> dict[str, Predict]:
-    """What the rules compare with on a class; "mixture_bayes_noise" is the posterior of the mixture with NOISE, by other means than the closed form."""
+    """What the rules compare with on a class; "mixture_bayes_noise": the posterior of the mixture with NOISE, not by the closed form."""
     found = {name: predict for name, predict in baselines_for(kind).items() if name in SHOWN}
     own, divisor = own_units(kind)
     if "sparse_bayes" in found:

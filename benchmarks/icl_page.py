@@ -148,7 +148,8 @@ def section(results: dict | None) -> str:
     seeds = {family: len(results[family]) for family in ("linear", "number", "own")}
     said = ", ".join(f"{count} of {family}" for family, count in seeds.items())
     picture = f"![Errors by number of examples]({Path(PICTURE).name})\n\n" if seeds["linear"] and seeds["number"] else ""
-    return f"Results: `{RESULTS}`; {results['prompts']:,} prompts of every test; finished seeds: {said}.\n\n{picture}{markdown(results, runs=False)}"
+    said = f"Results: `{RESULTS}`; {results['prompts']:,} prompts of every test; finished seeds: {said}."
+    return f"{said}\n\n{picture}{markdown(results, runs=False)}"
 
 
 def stale(root: Path = ROOT) -> list[str]:

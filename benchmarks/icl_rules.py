@@ -1,45 +1,49 @@
 """The rules by which benchmarks/icl.py judges four claims about models trained on mixtures of function classes (Yadlowsky et
 al., arXiv 2311.00871, in the setting of Garg et al., arXiv 2208.01066). Fixed before any model of the study was trained.
 
-Two families. On linear functions "mixture" is trained on dense and sparse ones, half of each, "dense" and "sparse" on one class alone. On
-functions of one number "waves" is trained on lines and sinusoids, "line" and "wave" on one alone. A mixture takes twice the steps, so that it sees
-as many prompts of each class as its specialists. The verdict is that of the arm in which every class has unit variance; the linear family in
-the classes' own scales, where dense functions have most of the loss, is judged by the same rules beside it.
+Two families. On linear functions "mixture" is trained on dense and sparse ones, half of each, "dense" and "sparse" on one class
+alone. On functions of one number "waves" is trained on lines and sinusoids, "line" and "wave" on one alone. A mixture takes twice the
+steps, so that it sees as many prompts of each class as its specialists. The verdict is that of the arm in which every class has unit
+variance; the linear family in the classes' own scales, where dense functions have most of the loss, is judged by the same rules
+beside it.
 
-Numbers. Squared errors divided by the class's variance, so that predicting zero has error 1; "mean" is that over all numbers of examples of a
-prompt. The unit is the seed: claims are about what training makes, and a seed has its own initial weights, training prompts and test
-prompts, so that the spread over seeds holds the chance of all three; intervals over prompts would treat one training as the only one. Intervals
-are Student's t over the seeds' numbers. All predictors of a seed see the same test prompts and differences are taken on them.
+Numbers. Squared errors divided by the class's variance, so that predicting zero has error 1; "mean" is that over all numbers of
+examples of a prompt. The unit is the seed: claims are about what training makes, and a seed has its own initial weights, training
+prompts and test prompts, so that the spread over seeds holds the chance of all three; intervals over prompts would treat one training
+as the only one. Intervals are Student's t over the seeds' numbers. All predictors of a seed see the same test prompts and differences
+are taken on them.
 
-Strength. What has to hold everywhere (to confirm) is tested at 5% one-sided in each place. What is enough in one place (to refute) is tested
-at 5% one-sided divided by the number of places. Beside a verdict stands the power: the chance that the rule confirms where the true difference
-is 0, and refutes where it is twice the margin, with the spread that was measured.
+Strength. What has to hold everywhere (to confirm) is tested at 5% one-sided in each place. What is enough in one place (to refute) is
+tested at 5% one-sided divided by the number of places. Beside a verdict stands the power: the chance that the rule confirms where the
+true difference is 0, and refutes where it is twice the margin, with the spread that was measured.
 
 Demands, the same of every model of a family; where one is not met the claim is "not tested" there.
   - SEEDS seeds are finished.
-  - Converged: in the last fifth of training the error on validation prompts of what a model is trained on falls by less than PLATEAU in the mean.
+  - Converged: in the last fifth of training the error on validation prompts of what a model is trained on falls by less than PLATEAU
+    in the mean.
   - Learned (specialists, for 13 and 15): at most MARGIN above the exact posterior of the own class, in the mean.
 
-  13. A mixture does as well on each class as that class's specialist. The mean error of the mixture less the specialist's. Confirmed: upper
-      end at most MARGIN on both classes. Refuted: lower end above MARGIN on one. Not tested where the specialists are within MARGIN of each other
-      on both classes: nothing is selected there.
-  14. It tracks the best baseline of each class along the whole curve: least squares on dense functions and lines, Lasso on sparse ones, least
-      squares on sine and cosine on sinusoids. Judged are the numbers of examples after which the exact posterior of the mixture, the best that can be
-      done without being told the class, is itself within MARGIN of the baseline. Of these the one where the mixture is farthest above, by the
-      first half of the prompts, is measured on the second half. Confirmed: upper end at most MARGIN on both classes. Refuted: lower end above
-      MARGIN on one where the specialist is not above it.
-      Beside it, judged by nothing: the distance to the exact posterior of the mixture itself, at every number of examples.
-  15. Between the classes it predicts in between; at the ends it matches the specialists. By number of non-zeros, mean errors. Confirmed:
-      at both ends the upper end of the mixture less the specialist is at most MARGIN, and everywhere in between the upper end above the worse
-      specialist is at most SLACK and the lower end below the better one at least -SLACK. Refuted: an end's lower end is above MARGIN, or in between a lower
-      end above the worse specialist is above SLACK or an upper end below the better one under -SLACK. Not tested where the
-      specialists differ by less than SLACK at every number in between.
-  16. Outside the mixture it fails: half a line and half a sinusoid is not predicted, extremes of seen classes degrade. Errors after the last
-      example. Combinations fail when the lower end is above FAILS and above three times the upper ends on lines and on sinusoids, and work when
-      the upper end is at most the larger upper end of these two plus MARGIN. An extreme (y and x three times as large for "dense", errors
-      divided by nine; waves of twice the frequency for "waves") degrades when the lower end above its best baseline is above MARGIN, and holds when
-      the upper end is at most MARGIN. Confirmed: combinations fail and an extreme degrades. Refuted: combinations work and every extreme
-      holds. Not tested where "waves" has an error above LEARNED after the last example on one of its own classes.
+  13. A mixture does as well on each class as that class's specialist. The mean error of the mixture less the specialist's. Confirmed:
+      upper end at most MARGIN on both classes. Refuted: lower end above MARGIN on one. Not tested where the specialists are within
+      MARGIN of each other on both classes: nothing is selected there.
+  14. It tracks the best baseline of each class along the whole curve: least squares on dense functions and lines, Lasso on sparse
+      ones, least squares on sine and cosine on sinusoids. Judged are the numbers of examples after which the exact posterior of the
+      mixture, the best that can be done without being told the class, is itself within MARGIN of the baseline. Of these the one where
+      the mixture is farthest above, by the first half of the prompts, is measured on the second half. Confirmed: upper end at most
+      MARGIN on both classes. Refuted: lower end above MARGIN on one where the specialist is not above it. Beside it, judged by
+      nothing: the distance to the exact posterior of the mixture itself, at every number of examples.
+  15. Between the classes it predicts in between; at the ends it matches the specialists. By number of non-zeros, mean errors.
+      Confirmed: at both ends the upper end of the mixture less the specialist is at most MARGIN, and everywhere in between the upper
+      end above the worse specialist is at most SLACK and the lower end below the better one at least -SLACK. Refuted: an end's lower
+      end is above MARGIN, or in between a lower end above the worse specialist is above SLACK or an upper end below the better one
+      under -SLACK. Not tested where the specialists differ by less than SLACK at every number in between.
+  16. Outside the mixture it fails: half a line and half a sinusoid is not predicted, extremes of seen classes degrade. Errors after
+      the last example. Combinations fail when the lower end is above FAILS and above three times the upper ends on lines and on
+      sinusoids, and work when the upper end is at most the larger upper end of these two plus MARGIN. An extreme (y and x three times
+      as large for "dense", errors divided by nine; waves of twice the frequency for "waves") degrades when the lower end above its
+      best baseline is above MARGIN, and holds when the upper end is at most MARGIN. Confirmed: combinations fail and an extreme
+      degrades. Refuted: combinations work and every extreme holds. Not tested where "waves" has an error above LEARNED after the last
+      example on one of its own classes.
 
 13 and 14 are refuted when one family refutes them and confirmed when every family in which they were tested does.
 """
@@ -98,8 +102,9 @@ PLACES = 4  # of claims 13 and 14: two classes of two families
 
 
 def bounds(values: Sequence[float], places: int = 1, distance: float = MARGIN) -> dict:
-    """Student's intervals of the mean of one number a seed: low and high at LEVEL one-sided, far_low and far_high at LEVEL / places; and the
-    power to say that the mean is on the right side of a limit that lies `distance` away, at the first level (to confirm) and the second (to refute)."""
+    """Student's intervals of the mean of one number a seed: low and high at LEVEL one-sided, far_low and far_high at LEVEL / places;
+    and the power to say that the mean is on the right side of a limit that lies `distance` away, at the first level (to confirm) and
+    the second (to refute)."""
     values = np.asarray(values, dtype=np.float64)
     count, mean = len(values), float(np.mean(values))
     spread = float(np.std(values, ddof=1))
@@ -119,8 +124,8 @@ def bounds(values: Sequence[float], places: int = 1, distance: float = MARGIN) -
 
 
 def power(spread: float, count: int, quantile: float, distance: float) -> float:
-    """The chance that a mean of `count` normal numbers is more than `quantile` standard errors, estimated from them, on the right side of a limit
-    `distance` away. By quantiles of the chi-square law of the estimate."""
+    """The chance that a mean of `count` normal numbers is more than `quantile` standard errors, estimated from them, on the right
+    side of a limit `distance` away. By quantiles of the chi-square law of the estimate."""
     if spread == 0:
         return 1.0
     estimates = np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, count - 1) / (count - 1))
@@ -160,8 +165,9 @@ def unmet(family: Family, seeds: list[dict], learned: bool) -> str | None:
 
 
 def judge(linear: list[dict], number: list[dict]) -> dict[str, dict]:
-    """Verdict, sentence, numbers and what would change it, of each claim. linear, number: of each seed {"tests": {test: {predictor: {"first",
-    "second": errors by number of examples on each half of the prompts}}}, "improved": {model: error that the last fifth of training took}}."""
+    """Verdict, sentence, numbers and what would change it, of each claim. linear, number: of each seed {"tests": {test: {predictor:
+    {"first", "second": errors by number of examples on each half of the prompts}}}, "improved": {model: error that the last fifth of
+    training took}}."""
     families = ((LINEAR, linear), (NUMBER, number))
     return {
         "13": together([claim_13(*family) for family in families]),

@@ -68,8 +68,9 @@ class TrainConfig:
     """Settings of one run.
 
     classes: function classes as `parse_spec` reads them; mixture: their weights, None: even; per: a prompt's class is drawn for
-    each "prompt" or for the whole "batch". unit_variance: every class divided by its standard deviation (unit_variance.py). points: of a prompt. *_start, *_step, *_every: the curriculum (curriculum.py), start
-    0: none. lr and warmup (in steps) as in `Rate`; betas, clip (0: none) of Adam.
+    each "prompt" or for the whole "batch"; unit_variance: every class is divided by its standard deviation (unit_variance.py).
+    points: of a prompt. *_start, *_step, *_every: the curriculum (curriculum.py), start 0: none. lr and warmup (in steps) as in
+    `Rate`; betas, clip (0: none) of Adam.
     """
 
     preset: str = setting("custom")

@@ -3,10 +3,11 @@
 It is closed after every number of examples, and needs no grid:
 
 - none: both classes have mean zero.
-- one, (x, y): a line's density of y is N(0, s^2 x^2), and the one line through the example answers. A sinusoid a sin(f x + p) with a uniform
-  in [low, high] and p uniform has, at |y| = u < high, the density (arcosh(high / u) - arcosh(max(low, u) / u)) / (pi (high - low)), the integral of
-  the arcsine density 1 / (pi sqrt(a^2 - u^2)) over a. Given a and y two phases are left, with cosines of opposite signs and the same chance,
-  so that a sin(f q + p) = y cos f (q - x) + a cos(f x + p) sin f (q - x) has the mean y cos f (q - x).
+- one, (x, y): a line's density of y is N(0, s^2 x^2), and the one line through the example answers. A sinusoid a sin(f x + p) with a
+  uniform in [low, high] and p uniform has, at |y| = u < high, the density (arcosh(high / u) - arcosh(max(low, u) / u)) / (pi (high -
+  low)), the integral of the arcsine density 1 / (pi sqrt(a^2 - u^2)) over a. Given a and y two phases are left, with cosines of
+  opposite signs and the same chance, so that a sin(f q + p) = y cos f (q - x) + a cos(f x + p) sin f (q - x) has the mean y cos f (q
+  - x).
 - two or more: a line fits all examples or it doesn't, and where it does the sinusoids that do have chance zero, as a point has on a
   curve. So the class is known, and with it the function: two examples have one sinusoid.
 """
@@ -36,10 +37,11 @@ def line_or_wave_posterior(
     weights: Sequence[float] = (0.5, 0.5),
     divisors: Sequence[float] = (1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
-    """(posterior mean of the answer [B, N], chances of line and sinusoid after k examples [B, N, 2]); x [B, N, 1], baselines.py's signature.
+    """(posterior mean of the answer [B, N], chances of line and sinusoid after k examples [B, N, 2]); x [B, N, 1], baselines.py's
+    signature.
 
-    A line is w x / divisors[0] with w ~ N(0, 1), a sinusoid a sin(frequency x + p) / divisors[1] with a uniform in `amplitude`; weights: their
-    prior chances. Examples of neither class are taken for a sinusoid's. float64 inside; y in float64 tells lines from
+    A line is w x / divisors[0] with w ~ N(0, 1), a sinusoid a sin(frequency x + p) / divisors[1] with a uniform in `amplitude`;
+    weights: their prior chances. Examples of neither class are taken for a sinusoid's. float64 inside; y in float64 tells lines from
     sinusoids to 2e-13 of y, in float32 to 1e-4.
     """
     query = check_prompts(x, y, query)

@@ -1,12 +1,12 @@
-"""The exact posterior of mixtures of linear classes without noise: the limit of `linear_mixture_posterior` (bayes.py) as its noise goes to zero,
-in closed form.
+"""The exact posterior of mixtures of linear classes without noise: the limit of `linear_mixture_posterior` (bayes.py) as its noise
+goes to zero, in closed form.
 
 A hypothesis is a set S of s coordinates with weights w ~ N(0, I / divisor^2). The density of y = X w + noise N(0, v) after k examples goes,
 as v goes to zero, to
 
 - N(y; 0, X_S X_S^T / divisor^2) for k <= s, and its answer is that of the shortest w through the examples;
-- for k > s to (2 pi v)^(-(k - s) / 2) N(w; 0, I / divisor^2) / sqrt(det X_S^T X_S), where the least squares solution w fits all examples, and to
-  zero faster than any power of v where it doesn't.
+- for k > s to (2 pi v)^(-(k - s) / 2) N(w; 0, I / divisor^2) / sqrt(det X_S^T X_S), where the least squares solution w fits all
+  examples, and to zero faster than any power of v where it doesn't.
 
 So of the sets that fit, those with the fewest coordinates below k have all the chance, and share it by the factors without v.
 """
@@ -36,10 +36,11 @@ def noise_free_mixture(
     weights: Sequence[float] | None = None,
     divisors: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(posterior mean of the answer [B, N], chance of each class after k examples [B, N, classes]); settings as of `linear_mixture_posterior`.
+    """(posterior mean of the answer [B, N], chance of each class after k examples [B, N, classes]); settings as of
+    `linear_mixture_posterior`.
 
-    x and y are float64, since fitting the examples is judged to 1e-7. IclError where no class fits the examples of a prompt: then none of them
-    has its function; with a dense class among them every function fits.
+    x and y are float64, since fitting the examples is judged to 1e-7. IclError where no class fits the examples of a prompt: then
+    none of them has its function; with a dense class among them every function fits.
     """
     query = check_prompts(x, y, query)
     if x.dtype != torch.float64 or y.dtype != torch.float64:
@@ -78,8 +79,8 @@ def noise_free_bayes(x: Tensor, y: Tensor, query: Tensor | None = None, **settin
 
 
 def _class_after(x: Tensor, y: Tensor, asked: Tensor, size: int, divisor: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every set of `size` coordinates after all of x [B, k, d], y [B, k]: (answer to asked [B, d], log density without powers of v, minus
-    infinity where the examples don't fit, how many examples there are more than coordinates), each [B, sets]."""
+    """Of every set of `size` coordinates after all of x [B, k, d], y [B, k]: (answer to asked [B, d], log density without powers of
+    v, minus infinity where the examples don't fit, how many examples there are more than coordinates), each [B, sets]."""
     k = x.shape[1]
     chosen = torch.tensor(list(combinations(range(x.shape[2]), size)), device=x.device)  # [M, s]
     rows = x[:, :, chosen].transpose(1, 2)  # [B, M, k, s]
