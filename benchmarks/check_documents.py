@@ -8,6 +8,7 @@ the same part of that file (one run, one provider, one domain), rounded to the d
 the head of its column has. Pages that a program makes from a file are held to what it makes of it; DERIVED has the few numbers that are made of
 others. A table below `<!-- no results file -->` says itself that it has none. Not read are the tables between
 `<!-- cpu_tables.py: ... -->` or `<!-- adaptation.py: ... -->` marks, which these scripts' `--check` holds to theirs, and files under results/cpu.
+The part between the marks of icl_page.py has to be what that makes.
 
 A number may be right by chance where a file has many: tests/project/test_check_documents.py changes each number and says how often that is seen.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = re.compile(r"`benchmarks/results/([\w-]+\.json)")
-MADE = re.compile(r"<!-- (?:cpu_tables|adaptation)\.py: [\w ]+ -->\n.*?<!-- end -->", re.S)
+MADE = re.compile(r"<!-- (?:(?:cpu_tables|adaptation)\.py: [\w ]+|icl_page\.py) -->\n.*?<!-- end -->", re.S)
 WITHOUT = "<!-- no results file -->"
 COUNTED = 25  # whole numbers below it are counts in words
 SERIES = 50  # a longer list of numbers holds what was timed, one by one, and no result
@@ -178,7 +179,10 @@ def pages() -> list[str]:
 
 
 def check() -> list[str]:
-    said, made = [], made_pages()
+    made = made_pages()
+    from benchmarks.icl_page import stale  # found once made_pages has put the repository's root among the paths
+
+    said = stale()
     for page in pages():
         text = (ROOT / page).read_text("utf-8")
         lines = set(text.split("\n"))

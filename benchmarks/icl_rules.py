@@ -1,48 +1,65 @@
 """The rules by which benchmarks/icl.py judges four claims about models trained on mixtures of function classes (Yadlowsky et
-al., arXiv 2311.00871, in the setting of Garg et al., arXiv 2208.01066).
+al., arXiv 2311.00871, in the setting of Garg et al., arXiv 2208.01066). Fixed before any model of the study was trained.
 
-There are two families. On linear functions, "mixture" is trained on dense ones and sparse ones, half of each, "dense" and
-"sparse" on one class alone. On functions of one number, "waves" is trained on lines and sinusoids, half of each, "line" and
-"wave" on one class alone. Errors are squared errors divided by the class's variance. Differences are paired: all predictors
-see the same prompts. Bands hold 90% of the bootstrap means over prompts. MARGIN is 0.05, SLACK 0.02.
+Two families. On linear functions "mixture" is trained on dense and sparse ones, half of each, "dense" and "sparse" on one class
+alone. On functions of one number "waves" is trained on lines and sinusoids, "line" and "wave" on one alone. A mixture takes twice the
+steps, so that it sees as many prompts of each class as its specialists. The verdict is that of the arm in which every class has unit
+variance; the linear family in the classes' own scales, where dense functions have most of the loss, is judged by the same rules
+beside it.
 
-  13. The mixture does as well on each class as the model trained on that class alone. The mean error over the prompt of the
-      mixture less the specialist's. Confirmed when the upper end of its band is at most MARGIN on both classes, refuted when
-      the lower end is above MARGIN on either.
-  14. The mixture tracks the best baseline of each class along the whole curve: least squares on dense functions and lines,
-      Lasso on sparse functions, least squares on sine and cosine on sinusoids. Confirmed when after every number of examples
-      the upper end of the mixture less the baseline is at most MARGIN, on both classes; refuted when a lower end is above
-      MARGIN after a number of examples where the specialist is not: where it is, too little training is as good a reason as
-      the mixture.
-  15. Between the classes it predicts in between; at the ends it matches the specialists. Mean errors over the prompt, by
-      number of non-zeros. An end matches when the upper end of "mixture" less the specialist is at most MARGIN. In between it
-      is outside the specialists when the band of its difference to the worse one lies above SLACK, or to the better one below
-      -SLACK. Confirmed when both ends match and no number in between is outside; refuted when one is outside or the lower end
-      of the difference at an end is above MARGIN. Not decided when the specialists differ by less than SLACK at every number
-      in between.
-  16. Outside the mixture it fails: combinations of a line and a sinusoid are not predicted, extremes of seen classes degrade.
-      Error after the last example. Combinations fail when at weight 0.5 the lower end is above 0.1 and above three times the
-      upper ends at weights 0 and 1, and work when the upper end at 0.5 is at most the larger upper end at 0 and 1, plus
-      MARGIN. Extremes: y and x three times as large for "dense" (errors divided by nine), waves of twice the frequency for
-      "waves"; one degrades when the lower end of the model less the best baseline is above MARGIN. Confirmed when
-      combinations fail and an extreme degrades, refuted when combinations work and none does.
+Numbers. Squared errors divided by the class's variance, so that predicting zero has error 1; "mean" is that over all numbers of
+examples of a prompt. The unit is the seed: claims are about what training makes, and a seed has its own initial weights, training
+prompts and test prompts, so that the spread over seeds holds the chance of all three; intervals over prompts would treat one training
+as the only one. Intervals are Student's t over the seeds' numbers. All predictors of a seed see the same test prompts and differences
+are taken on them.
 
-A specialist that has not learned its own class is no standard: 13 (in its family) and 15 are not decided unless each
-specialist's mean error over the prompt is within MARGIN of the best predictor of its class (upper end), nor 16 unless "waves"
-has a mean error of at most 0.1 after the last example on both of its own classes. Nor are 13 where the specialists are within
-MARGIN of each other on both classes: then there is nothing to select. 13 and 14 are refuted when one family refutes them, and
-confirmed when one confirms them and none refutes them.
+Strength. What has to hold everywhere (to confirm) is tested at 5% one-sided in each place. What is enough in one place (to refute) is
+tested at 5% one-sided divided by the number of places. Beside a verdict stands the power: the chance that the rule confirms where the
+true difference is 0, and refutes where it is twice the margin, with the spread that was measured.
 
-These rules were written before the runs, but for what 14 says of the specialist, the sentence about nothing to select and the
-second family: these were added when the models of the first were half trained and had been looked at.
+Demands, the same of every model of a family; where one is not met the claim is "not tested" there.
+  - SEEDS seeds are finished.
+  - Converged: in the last fifth of training the error on validation prompts of what a model is trained on falls by less than PLATEAU
+    in the mean.
+  - Learned (specialists, for 13 and 15): at most MARGIN above the exact posterior of the own class, in the mean.
+
+  13. A mixture does as well on each class as that class's specialist. The mean error of the mixture less the specialist's. Confirmed:
+      upper end at most MARGIN on both classes. Refuted: lower end above MARGIN on one. Not tested where the specialists are within
+      MARGIN of each other on both classes: nothing is selected there.
+  14. It tracks the best baseline of each class along the whole curve: least squares on dense functions and lines, Lasso on sparse
+      ones, least squares on sine and cosine on sinusoids. Judged are the numbers of examples after which the exact posterior of the
+      mixture, the best that can be done without being told the class, is itself within MARGIN of the baseline. Of these the one where
+      the mixture is farthest above, by the first half of the prompts, is measured on the second half. Confirmed: upper end at most
+      MARGIN on both classes. Refuted: lower end above MARGIN on one where the specialist is not above it. Beside it, judged by
+      nothing: the distance to the exact posterior of the mixture itself, at every number of examples.
+  15. Between the classes it predicts in between; at the ends it matches the specialists. By number of non-zeros, mean errors.
+      Confirmed: at both ends the upper end of the mixture less the specialist is at most MARGIN, and everywhere in between the upper
+      end above the worse specialist is at most SLACK and the lower end below the better one at least -SLACK. Refuted: an end's lower
+      end is above MARGIN, or in between a lower end above the worse specialist is above SLACK or an upper end below the better one
+      under -SLACK. Not tested where the specialists differ by less than SLACK at every number in between.
+  16. Outside the mixture it fails: half a line and half a sinusoid is not predicted, extremes of seen classes degrade. Errors after
+      the last example. Combinations fail when the lower end is above FAILS and above three times the upper ends on lines and on
+      sinusoids, and work when the upper end is at most the larger upper end of these two plus MARGIN. An extreme (y and x three times
+      as large for "dense", errors divided by nine; waves of twice the frequency for "waves") degrades when the lower end above its
+      best baseline is above MARGIN, and holds when the upper end is at most MARGIN. Confirmed: combinations fail and an extreme
+      degrades. Refuted: combinations work and every extreme holds. Not tested where "waves" has an error above LEARNED after the last
+      example on one of its own classes.
+
+13 and 14 are refuted when one family refutes them and confirmed when every family in which they were tested does.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-MARGIN, SLACK, FAILS, LEARNED = 0.05, 0.02, 0.1, 0.1
-CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decided"
+import numpy as np
+from scipy.stats import chi2, norm
+from scipy.stats import t as student
+
+MARGIN, SLACK, PLATEAU, FAILS, LEARNED, SEEDS, LEVEL = 0.05, 0.02, 0.01, 0.1, 0.1, 3, 0.05
+CONFIRMED, REFUTED, OPEN, UNTESTED = "confirmed", "refuted", "not decided", "not tested"
 CLAIMS = {
     "13": "a mixture does as well as the right specialist",
     "14": "it tracks the best baseline along the whole curve",
@@ -53,7 +70,7 @@ CLAIMS = {
 
 @dataclass(frozen=True)
 class Specialist:
-    """The model trained on one class alone, the baseline that claim 14 names for it, and the best predictor there is."""
+    """The model trained on one class alone, the baseline that claim 14 names for the class, and its exact posterior."""
 
     name: str
     baseline: str
@@ -62,149 +79,258 @@ class Specialist:
 
 @dataclass(frozen=True)
 class Family:
+    name: str
     mixture: str
-    specialists: dict[str, Specialist]  # by the name of the class
+    specialists: tuple[Specialist, Specialist]  # a class is called as its specialist is
 
-    def cases(self, results: dict) -> list[tuple[str, Specialist, Specialist, dict]]:
-        """(class, its specialist, the other one, excess of each model over each predictor) of the classes of the mixture."""
-        found = []
-        for case, entry in results["classes"].items():
-            own = self.specialists[entry["class"]["name"]]
-            other = next(specialist for specialist in self.specialists.values() if specialist is not own)
-            found.append((case, own, other, entry["excess"]))
-        return found
+    @property
+    def models(self) -> list[str]:
+        return [self.mixture, *(specialist.name for specialist in self.specialists)]
 
 
-LINEAR = Family(
-    "mixture",
-    {"linear": Specialist("dense", "least_squares", "least_squares"), "sparse_linear": Specialist("sparse", "lasso", "sparse_bayes")},
-)
+LINEAR = Family("linear", "mixture", (Specialist("dense", "least_squares", "least_squares"), Specialist("sparse", "lasso", "sparse_bayes")))
+# After one example least squares on sine and cosine is the posterior mean too (line_wave.py), after more both are exact.
 NUMBER = Family(
+    "number",
     "waves",
-    {
-        "linear": Specialist("line", "least_squares", "least_squares"),
-        "sinusoid": Specialist("wave", "basis_least_squares", "basis_least_squares"),
-    },
+    (Specialist("line", "least_squares", "least_squares"), Specialist("wave", "basis_least_squares", "basis_least_squares")),
 )
+PLACES = 4  # of claims 13 and 14: two classes of two families
 
 
-def judge(linear: dict, waves: dict, faster: dict) -> dict[str, dict]:
-    """The verdict, a sentence and the numbers of each claim. linear, waves: results of the two families; faster: the case of
-    waves of twice the frequency."""
-    families = ((LINEAR, linear), (NUMBER, waves))
-    both = [together([claim(*family) for family in families]) for claim in (claim_13, claim_14)]
-    return {"13": both[0], "14": both[1], "15": claim_15(linear), "16": claim_16(linear, waves, faster)}
+# ------------------------------------------------------------------------------------------------------------ numbers
+
+
+def bounds(values: Sequence[float], places: int = 1, distance: float = MARGIN) -> dict:
+    """Student's intervals of the mean of one number a seed: low and high at LEVEL one-sided, far_low and far_high at LEVEL / places;
+    and the power to say that the mean is on the right side of a limit that lies `distance` away, at the first level (to confirm) and
+    the second (to refute)."""
+    values = np.asarray(values, dtype=np.float64)
+    count, mean = len(values), float(np.mean(values))
+    spread = float(np.std(values, ddof=1))
+    near, far = (float(student.ppf(1 - LEVEL / share, count - 1)) for share in (1, places))
+    half, wide = (quantile * spread / math.sqrt(count) for quantile in (near, far))
+    return {
+        "mean": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "far_low": mean - wide,
+        "far_high": mean + wide,
+        "sd": spread,
+        "seeds": count,
+        "power_to_confirm": power(spread, count, near, distance),
+        "power_to_refute": power(spread, count, far, distance),
+    }
+
+
+def power(spread: float, count: int, quantile: float, distance: float) -> float:
+    """The chance that a mean of `count` normal numbers is more than `quantile` standard errors, estimated from them, on the right
+    side of a limit `distance` away. By quantiles of the chi-square law of the estimate."""
+    if spread == 0:
+        return 1.0
+    estimates = np.sqrt(chi2.ppf((np.arange(4000) + 0.5) / 4000, count - 1) / (count - 1))
+    return float(norm.cdf(distance * math.sqrt(count) / spread - quantile * estimates).mean())
+
+
+def curve(seed: dict, test: str, predictor: str, half: str | None = None) -> np.ndarray:
+    """Errors by number of examples, of one half of the prompts or of all."""
+    found = seed["tests"][test][predictor]
+    return np.asarray(found[half]) if half else (np.asarray(found["first"]) + np.asarray(found["second"])) / 2
+
+
+def apart(seeds: list[dict], test: str, predictor: str, other: str) -> list[float]:
+    """Of each seed the mean over the prompt of one predictor's error less another's."""
+    return [float((curve(seed, test, predictor) - curve(seed, test, other)).mean()) for seed in seeds]
+
+
+# ------------------------------------------------------------------------------------------------------------ demands
+
+
+def unmet(family: Family, seeds: list[dict], learned: bool) -> str | None:
+    """The first demand that is not met, in words. learned: the specialists' own is among them."""
+    if len(seeds) < SEEDS:
+        return f"{len(seeds)} of {SEEDS} seeds are finished"
+    for model in family.models:
+        gained = float(np.mean([seed["improved"][model] for seed in seeds]))
+        if not gained < PLATEAU:
+            return f'"{model}" has not converged: the last fifth of its training took {gained:.4f} from its error, the limit is {PLATEAU}'
+    for specialist in family.specialists if learned else ():
+        above = float(np.mean(apart(seeds, specialist.name, specialist.name, specialist.best)))
+        if not above <= MARGIN:
+            return f'"{specialist.name}" has not learned its class: {above:+.3f} from the exact posterior, the limit is {MARGIN}'
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------ claims
+
+
+def judge(linear: list[dict], number: list[dict]) -> dict[str, dict]:
+    """Verdict, sentence, numbers and what would change it, of each claim. linear, number: of each seed {"tests": {test: {predictor:
+    {"first", "second": errors by number of examples on each half of the prompts}}}, "improved": {model: error that the last fifth of
+    training took}}."""
+    families = ((LINEAR, linear), (NUMBER, number))
+    return {
+        "13": together([claim_13(*family) for family in families]),
+        "14": together([claim_14(*family) for family in families]),
+        "15": claim_15(linear),
+        "16": claim_16(linear, number),
+    }
 
 
 def together(found: list[dict]) -> dict:
     """One verdict of two families."""
-    verdicts = [part["verdict"] for part in found]
-    verdict = REFUTED if REFUTED in verdicts else CONFIRMED if CONFIRMED in verdicts else OPEN
-    said = "; ".join(f"{family}: {part['verdict']}, {part['sentence']}" for family, part in zip(("linear", "waves"), found))
-    return judged(verdict, said, {family: part["numbers"] for family, part in zip(("linear", "waves"), found)})
+    tested = [part["verdict"] for part in found if part["verdict"] != UNTESTED]
+    verdict = (UNTESTED if not tested else REFUTED if REFUTED in tested else CONFIRMED if set(tested) == {CONFIRMED} else OPEN)  # fmt: skip
+    names = (LINEAR.name, NUMBER.name)
+    said = "; ".join(f"{name}: {part['verdict']}, {part['sentence']}" for name, part in zip(names, found))
+    changes = "; ".join(f"{name}: {part['changes']}" for name, part in zip(names, found) if part["changes"])
+    return judged(verdict, said, {name: part["numbers"] for name, part in zip(names, found)}, changes)
 
 
-def claim_13(family: Family, results: dict) -> dict:
+def claim_13(family: Family, seeds: list[dict]) -> dict:
+    if missing := unmet(family, seeds, learned=True):
+        return untested(missing)
     numbers, wrong = {}, {}
-    for case, specialist, other, excess in family.cases(results):
-        numbers[case] = whole(excess[family.mixture][specialist.name])
-        wrong[case] = whole(excess[other.name][specialist.name])
+    for own, other in zip(family.specialists, reversed(family.specialists)):
+        numbers[own.name] = bounds(apart(seeds, own.name, family.mixture, own.name), PLACES)
+        wrong[own.name] = bounds(apart(seeds, own.name, other.name, own.name))
     found = {"mixture": numbers, "other specialist": wrong}
-    if untrained := not_learned(family, results):
-        return judged(OPEN, untrained, found)
-    said = " and ".join(f"{n['mean']:+.3f} on {case} (the other specialist: {wrong[case]['mean']:+.3f})" for case, n in numbers.items())
     if all(n["high"] <= MARGIN for n in wrong.values()):
-        return judged(OPEN, f"the specialists do as well on each other's class, nothing is selected: {said}", found)
-    if all(n["high"] <= MARGIN for n in numbers.values()):
-        verdict = CONFIRMED
-    else:
-        verdict = REFUTED if any(n["low"] > MARGIN for n in numbers.values()) else OPEN
-    return judged(verdict, f"mean error of the mixture less the specialist's {said}", found)
+        return untested("the specialists do as well on each other's class, nothing is selected", found)
+    said = " and ".join(f"{shown(n)} on {case} (the other specialist {wrong[case]['mean']:+.3f})" for case, n in numbers.items())
+    return judged(_within(numbers), f"mean error of the mixture less the specialist's {said}", found, _needs(numbers))
 
 
-def claim_14(family: Family, results: dict) -> dict:
-    numbers, said, off = {}, [], False
-    for case, specialist, _, excess in family.cases(results):
-        curve, alone = (excess[model][specialist.baseline] for model in (family.mixture, specialist.name))
-        numbers[case] = {**{key: curve[key] for key in ("mean", "low", "high")}, "specialist": alone["mean"]}
-        k = max(range(len(curve["mean"])), key=lambda k: curve["mean"][k])
-        said.append(f"{curve['mean'][k]:+.3f} on {case} after {k} examples (the specialist there: {alone['mean'][k]:+.3f})")
-        off = off or any(low > MARGIN >= other for low, other in zip(curve["low"], alone["mean"]))
-    tracks = all(max(n["high"]) <= MARGIN for n in numbers.values())
-    verdict = CONFIRMED if tracks else REFUTED if off else OPEN
-    return judged(verdict, f"farthest above the baseline {' and '.join(said)}", numbers)
+def claim_14(family: Family, seeds: list[dict]) -> dict:
+    if missing := unmet(family, seeds, learned=False):
+        return untested(missing)
+    numbers, posterior, specialist = {}, {}, {}
+    for own in family.specialists:
+        mean = lambda predictor, other, half=None: np.mean(  # noqa: E731
+            [curve(seed, own.name, predictor, half) - curve(seed, own.name, other, half) for seed in seeds], axis=0
+        )
+        judged_after = np.flatnonzero(mean("mixture_bayes", own.baseline) <= MARGIN)
+        if not len(judged_after):
+            return untested(f"on {own.name} the exact posterior of the mixture itself is never within {MARGIN} of the baseline")
+        k = int(judged_after[mean(family.mixture, own.baseline, "first")[judged_after].argmax()])
+        at = lambda seed, predictor, other: float(  # noqa: E731
+            curve(seed, own.name, predictor, "second")[k] - curve(seed, own.name, other, "second")[k]
+        )
+        numbers[own.name] = {
+            "examples": k,
+            "judged after": judged_after.tolist(),
+            **bounds([at(seed, family.mixture, own.baseline) for seed in seeds], PLACES),
+        }
+        specialist[own.name] = float(np.mean([at(seed, own.name, own.baseline) for seed in seeds]))
+        posterior[own.name] = mean(family.mixture, "mixture_bayes").tolist()
+    found = {"mixture": numbers, "specialist there": specialist, "above the posterior of the mixture": posterior}
+    verdict = _within(numbers, {case: n for case, n in numbers.items() if specialist[case] <= MARGIN})
+    said = " and ".join(
+        f"{shown(n)} on {case} after {n['examples']} examples (the specialist there {specialist[case]:+.3f})" for case, n in numbers.items()
+    )
+    return judged(verdict, f"farthest above the baseline {said}", found, _needs(numbers))
 
 
-def claim_15(linear: dict) -> dict:
-    counts = [int(count) for count in linear["nonzeros"]]
-    trained = next(entry["class"]["nonzeros"] for entry in linear["classes"].values() if "nonzeros" in entry["class"])
-    entry = lambda count: linear["nonzeros"][str(count)]["excess"]  # noqa: E731
-    ends = {trained: whole(entry(trained)["mixture"]["sparse"]), counts[-1]: whole(entry(counts[-1])["mixture"]["dense"])}
-    between = {count: in_between(entry(count)) for count in counts if trained < count < counts[-1]}
-    numbers = {"ends": ends, "between": between}
-    if untrained := not_learned(LINEAR, linear):
-        return judged(OPEN, untrained, numbers)
-    outside = [count for count, found in between.items() if found["outside"]]
-    if all(abs(found["specialists apart"]["mean"]) < SLACK for found in between.values()):
-        verdict, said = OPEN, "the specialists do not differ in between"
-    elif outside or any(n["low"] > MARGIN for n in ends.values()):
-        verdict, said = REFUTED, f"outside the specialists at {', '.join(map(str, outside)) or 'no number of'} non-zeros"
-    else:
-        verdict = CONFIRMED if all(n["high"] <= MARGIN for n in ends.values()) else OPEN
-        said = f"between the specialists at {', '.join(map(str, between))} non-zeros"
-    ended = ", ".join(f"{n['mean']:+.3f} at {count}" for count, n in ends.items())
-    return judged(verdict, f"{said}; less the specialist at the ends: {ended}", numbers)
-
-
-def in_between(excess: dict) -> dict:
-    apart = whole(excess["sparse"]["dense"])
-    worse, better = ("sparse", "dense") if apart["mean"] > 0 else ("dense", "sparse")
-    above, below = (whole(excess["mixture"][name]) for name in (worse, better))
-    return {
-        "specialists apart": apart,
-        "worse": worse,
-        "to the worse": above,
-        "to the better": below,
-        "outside": above["low"] > SLACK or below["high"] < -SLACK,
+def claim_15(linear: list[dict]) -> dict:
+    if missing := unmet(LINEAR, linear, learned=True):
+        return untested(missing)
+    counts = sorted(int(test.partition(" ")[2]) for test in linear[0]["tests"] if test.startswith("nonzeros "))
+    trained, dims = linear[0]["nonzeros"], counts[-1]
+    inside = [count for count in counts if trained < count < dims]
+    places = 2 + 2 * len(inside)
+    ends = {
+        count: bounds(apart(linear, f"nonzeros {count}", "mixture", name), places) for count, name in ((trained, "sparse"), (dims, "dense"))
     }
+    between = {}
+    for count in inside:
+        test = f"nonzeros {count}"
+        specialists = bounds(apart(linear, test, "sparse", "dense"))
+        worse, better = ("sparse", "dense") if specialists["mean"] > 0 else ("dense", "sparse")
+        between[count] = {
+            "specialists apart": specialists,
+            "worse": worse,
+            "to the worse": bounds(apart(linear, test, "mixture", worse), places, SLACK),
+            "to the better": bounds(apart(linear, test, "mixture", better), places, SLACK),
+        }
+    found = {"ends": ends, "between": between}
+    if all(abs(n["specialists apart"]["mean"]) < SLACK for n in between.values()):
+        return untested("the specialists do not differ in between", found)
+    outside = [
+        count for count, n in between.items() if n["to the worse"]["far_low"] > SLACK or n["to the better"]["far_high"] < -SLACK
+    ]  # fmt: skip
+    fits = all(n["to the worse"]["high"] <= SLACK and n["to the better"]["low"] >= -SLACK for n in between.values())
+    ended = ", ".join(f"{shown(n)} at {count}" for count, n in ends.items())
+    middle = ", ".join(
+        f"{shown(n['to the worse'])} above the worse and {shown(n['to the better'])} above the better specialist at {count}"
+        for count, n in between.items()
+    )
+    if outside or any(n["far_low"] > MARGIN for n in ends.values()):
+        verdict = REFUTED
+    else:
+        verdict = CONFIRMED if fits and all(n["high"] <= MARGIN for n in ends.values()) else OPEN
+    changes = (
+        f"in between, confirmed needs upper ends of at most {SLACK} above the worse and lower ends of at least -{SLACK} above the better"
+    )
+    return judged(verdict, f"less the specialist at the ends: {ended}; in between: {middle}", found, f"{_needs(ends)}; {changes}")
 
 
-def claim_16(linear: dict, waves: dict, faster: dict) -> dict:
-    mixed = {entry["weight"]: last(entry["curves"]["waves"]) for entry in waves["combinations"][0]["weights"]}
-    extremes = {}
-    for what, name in (("dense, y three times as large", "scale_y=3"), ("dense, x three times as large", "scale_x=3")):
-        extremes[what] = {key: value / 9 for key, value in last(linear["ood"][name]["excess"]["dense"]["least_squares"]).items()}
-    extremes["waves of twice the frequency"] = last(faster["excess"]["waves"]["basis_least_squares"])
-    numbers = {"combinations": mixed, "extremes": extremes}
-    ends, middle = [mixed[0.0], mixed[1.0]], mixed[0.5]
+def claim_16(linear: list[dict], number: list[dict]) -> dict:
+    for family, seeds in ((LINEAR, linear), (NUMBER, number)):
+        if missing := unmet(family, seeds, learned=False):
+            return untested(f"{family.name}: {missing}")
+    last = lambda seeds, test, predictor: [float(curve(seed, test, predictor)[-1]) for seed in seeds]  # noqa: E731
+    above = lambda seeds, test, model, best: [  # noqa: E731
+        a - b for a, b in zip(last(seeds, test, model), last(seeds, test, best))
+    ]
+    mixed = {test: bounds(last(number, test, "waves")) for test in ("line", "wave", "combined")}
+    extremes = {
+        "dense, y three times as large": bounds(above(linear, "y three times", "dense", "least_squares"), 3),
+        "dense, x three times as large": bounds(above(linear, "x three times", "dense", "least_squares"), 3),
+        "waves of twice the frequency": bounds(above(number, "faster", "waves", "basis_least_squares"), 3),
+    }
+    found = {"combinations": mixed, "extremes": extremes}
+    ends, middle = [mixed["line"], mixed["wave"]], mixed["combined"]
     if any(end["mean"] > LEARNED for end in ends):
         errors = ", ".join(f"{end['mean']:.3f}" for end in ends)
-        return judged(OPEN, f"the model has not learned its own classes: error {errors} after the last example", numbers)
-    fails = middle["low"] > max(FAILS, 3 * max(end["high"] for end in ends))
-    works = middle["high"] <= max(end["high"] for end in ends) + MARGIN
-    degraded = [name for name, n in extremes.items() if n["low"] > MARGIN]
-    verdict = CONFIRMED if fails and degraded else REFUTED if works and not degraded else OPEN
-    said = ", ".join(f"{n['mean']:.3f} at weight {weight:g}" for weight, n in mixed.items())
-    worse = ", ".join(f"{name} {n['mean']:+.3f}" for name, n in extremes.items())
-    return judged(verdict, f"error of waves after the last example: {said}; above the best baseline: {worse}", numbers)
+        return untested(f"the mixture has not learned its own classes: error {errors} after the last example", found)
+    limit = max(FAILS, 3 * max(end["high"] for end in ends))
+    fails, works = middle["low"] > limit, middle["high"] <= max(end["high"] for end in ends) + MARGIN
+    degrades = [name for name, n in extremes.items() if n["far_low"] > MARGIN]
+    holds = all(n["high"] <= MARGIN for n in extremes.values())
+    verdict = CONFIRMED if fails and degrades else REFUTED if works and holds else OPEN
+    said = ", ".join(f"{shown(n, sign='')} ({name})" for name, n in mixed.items())
+    worse = ", ".join(f"{name} {shown(n)}" for name, n in extremes.items())
+    changes = f"combinations fail with a lower end above {limit:.3f}, and one extreme has to be above {MARGIN} at 5% divided by three"
+    return judged(verdict, f"error of waves after the last example: {said}; above the best baseline: {worse}", found, changes)
 
 
-def not_learned(family: Family, results: dict) -> str | None:
-    """What is wrong with a specialist that is no standard."""
-    for case, specialist, _, excess in family.cases(results):
-        best = whole(excess[specialist.name][specialist.best])
-        if best["high"] > MARGIN:
-            return f"the model trained on {case} alone has not learned its class: {best['mean']:+.3f} from the best in the mean"
-    return None
+# ------------------------------------------------------------------------------------------------------------ words
 
 
-def judged(verdict: str, sentence: str, numbers: dict) -> dict:
-    return {"verdict": verdict, "sentence": sentence, "numbers": numbers}
+def _within(numbers: dict[str, dict], refuting: dict[str, dict] | None = None) -> str:
+    if all(n["high"] <= MARGIN for n in numbers.values()):
+        return CONFIRMED
+    refuting = numbers if refuting is None else refuting
+    return REFUTED if any(n["far_low"] > MARGIN for n in refuting.values()) else OPEN
 
 
-def whole(curve: dict) -> dict:
-    return {key: curve["overall"][key] for key in ("mean", "low", "high")}
+def _needs(numbers: dict) -> str:
+    """What the numbers would have to be, and the power of the rule."""
+    upper, lower = (max(n[key] for n in numbers.values()) for key in ("high", "far_low"))
+    least = [min(n[key] for n in numbers.values()) for key in ("power_to_confirm", "power_to_refute")]
+    return (
+        f"confirmed needs every upper end at most {MARGIN} (the largest is {upper:.3f}), refuted one lower end above it (the largest is {lower:.3f}); "
+        f"power to confirm a difference of 0 {least[0]:.2f}, to refute one of {2 * MARGIN:g} {least[1]:.2f}"
+    )
 
 
-def last(curve: dict) -> dict:
-    return {key: curve[key][-1] for key in ("mean", "low", "high")}
+def shown(n: dict, sign: str = "+") -> str:
+    return f"{n['mean']:{sign}.3f} [{n['low']:{sign}.3f}, {n['high']:{sign}.3f}]"
+
+
+def judged(verdict: str, sentence: str, numbers: dict, changes: str) -> dict:
+    return {"verdict": verdict, "sentence": sentence, "numbers": numbers, "changes": changes}
+
+
+def untested(why: str, numbers: dict | None = None) -> dict:
+    return judged(UNTESTED, why, numbers or {}, f"tested where this is mended: {why}")

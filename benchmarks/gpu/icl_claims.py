@@ -1,23 +1,21 @@
 """Stage ``icl-claims``: the claims about mixtures of function classes (benchmarks/icl.py) at the sizes of Garg et al.
 
-Six trainings, of which one stage's time holds a part: every call goes on from the checkpoints in DIR/icl-claims, and the one that
-finds all of them finished evaluates and judges.
+Six trainings a seed, of which one stage's time holds a part: every call goes on from the checkpoints in DIR/icl-claims, and the one that
+finds all of them finished measures and judges.
 """
 
 from __future__ import annotations
 
-STEPS = 200_000  # of the models of linear functions; the curriculum is over after 30,000
-EVALUATION = 150.0  # seconds that must be left to begin it
+MEASURING = 150.0  # seconds that must be left to begin it
 
 
 def claims(campaign, record) -> None:
-    """Claims 13 to 16 at the sizes of Garg et al.: goes on with its six trainings, and judges when they are finished."""
+    """Claims 13 to 16 at the sizes of Garg et al., classes of unit variance: goes on with its trainings, and judges when they are finished."""
     from benchmarks import icl
     from dynadapt.experiments.dyneval import Interrupted
-    from dynadapt.experiments.icl.study import Settings
 
-    scale, steps = ("tiny", None) if campaign.tiny else ("garg", STEPS)
-    configs = icl.runs_of(scale, steps, device=campaign.device, dtype="fp32" if campaign.tiny else "bf16")
+    scale, prompts = ("tiny", 8) if campaign.tiny else ("garg", icl.PROMPTS)
+    configs = icl.runs_of(scale, device=campaign.device, dtype="fp32" if campaign.tiny else "bf16", own=False)
     folder = campaign.out / "icl-claims"
     for name, config in configs.items():
         try:
@@ -27,10 +25,10 @@ def claims(campaign, record) -> None:
             record.finish("out of time; the same command goes on")
             return
         record.add(run=name, steps=summary["steps"], seconds=summary["seconds"], steps_per_second=summary["steps_per_second"])
-    if not campaign.tiny and campaign.left < EVALUATION:
-        record.finish("trained; out of time for the evaluation, the same command does it")
+    if not campaign.tiny and campaign.left < MEASURING:
+        record.finish("trained; out of time for the measures, the same command takes them")
         return
-    results = icl.results_of(configs, folder, Settings(prompts=8 if campaign.tiny else Settings.prompts))
+    results = icl.results_of(configs, folder, prompts)
     icl.write_results(folder, results)
     for claim, found in results["claims"].items():
         record.add(claim=claim, verdict=found["verdict"], why=found["sentence"])

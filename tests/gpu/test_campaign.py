@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -293,8 +294,9 @@ def test_icl_claims_go_on_where_the_time_ended(tmp_path, monkeypatch):
     from benchmarks import icl
     from benchmarks.gpu import icl_claims
 
-    monkeypatch.setattr(icl, "figures", SimpleNamespace(draw_figures=lambda results, out: []))
     monkeypatch.setattr(icl, "picture", lambda results: SimpleNamespace(savefig=lambda path, dpi: None))
+    names = list(icl.runs_of("tiny", 1, own=False))
+    monkeypatch.setattr(icl, "runs_of", partial(icl.runs_of, seeds=1))
 
     def stage(seconds):
         record = Record(tmp_path / "icl-claims.json", "icl-claims", "cpu")
@@ -302,10 +304,10 @@ def test_icl_claims_go_on_where_the_time_ended(tmp_path, monkeypatch):
         return record.data
 
     cut = stage(0.0)
-    assert cut["status"].startswith("out of time") and [row["run"] for row in cut["rows"]] == ["mixture"]
+    assert cut["status"].startswith("out of time") and [row["run"] for row in cut["rows"]] == ["seed0/mixture"]
     done = stage(600.0)["rows"]
-    assert [row["run"] for row in done[:6]] == list(icl.RUNS) and [row["claim"] for row in done[6:]] == ["13", "14", "15", "16"]
-    assert "| mixture | 4 |" in summary.TABLES["icl-claims"](done)
+    assert [row["run"] for row in done[:6]] == names and [row["claim"] for row in done[6:]] == ["13", "14", "15", "16"]
+    assert "| seed0/mixture | 20 |" in summary.TABLES["icl-claims"](done)
 
 
 def test_predictions_are_those_of_the_plan_and_stand_beside_what_was_measured():

@@ -15,6 +15,7 @@ from .inputs import INPUTS, Inputs
 from .linear import DenseLinear, NoisyLinear, Quadratic, SparseLinear
 from .nonlinear import DecisionTree, ReluNetwork
 from .periodic import FourierSeries, Sinusoid
+from .unit_variance import UnitVariance
 
 if TYPE_CHECKING:
     from .baselines import averaging, least_squares, nearest_neighbours, ridge, zero
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .evaluate import Case, Curve, by_nonzeros, curves, out_of_distribution, sequence_predictor, squared_errors, summarise
     from .gradient_descent import network_gradient_descent
     from .lasso_path import lasso
+    from .line_wave import line_or_wave, line_or_wave_posterior
+    from .noise_free import noise_free_bayes, noise_free_mixture
     from .prompts import Prompts, draw, interleaved
 
 # Name -> the module that has it, imported when it is asked for: these need torch, which takes seconds; to describe a class needs none.
@@ -34,6 +37,8 @@ _HOMES = {
     ),
     "network_gradient_descent": "gradient_descent",
     "lasso": "lasso_path",
+    **dict.fromkeys(("line_or_wave", "line_or_wave_posterior"), "line_wave"),
+    **dict.fromkeys(("noise_free_bayes", "noise_free_mixture"), "noise_free"),
     **dict.fromkeys(("Prompts", "draw", "interleaved"), "prompts"),
 }
 
@@ -58,6 +63,7 @@ __all__ = [
     "ReluNetwork",
     "Sinusoid",
     "SparseLinear",
+    "UnitVariance",
     "averaging",
     "by_nonzeros",
     "curves",
@@ -65,6 +71,8 @@ __all__ = [
     "draw",
     "interleaved",
     "lasso",
+    "line_or_wave",
+    "line_or_wave_posterior",
     "least_squares",
     "linear_mixture",
     "linear_mixture_posterior",
@@ -74,6 +82,8 @@ __all__ = [
     "make_inputs",
     "nearest_neighbours",
     "network_gradient_descent",
+    "noise_free_bayes",
+    "noise_free_mixture",
     "out_of_distribution",
     "ridge",
     "sequence_predictor",

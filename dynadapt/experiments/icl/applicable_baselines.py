@@ -18,9 +18,11 @@ from .evaluate import Predict
 from .function_class import FunctionClass
 from .gradient_descent import network_gradient_descent
 from .lasso_path import lasso
+from .line_wave import line_or_wave
 from .linear import DenseLinear, NoisyLinear, Quadratic, SparseLinear
 from .nonlinear import ReluNetwork
 from .periodic import FourierSeries, Sinusoid
+from .unit_variance import UnitVariance, own_units
 
 MOST_SETS = 2000  # of coordinates that a posterior over them is worth its time for: 3 non-zeros of 20 are 1,140
 Basis = Callable[[Tensor], Tensor]  # x [B, N, d] -> features [B, N, f]
@@ -42,8 +44,12 @@ TITLES = {
 
 
 def baselines_for(kind: FunctionClass, trained_on: FunctionClass | None = None) -> dict[str, Predict]:
-    """The baselines that say something about `kind`, by their names in TITLES. trained_on: a mixture of linear classes, whose
-    exact posterior mean is then among them."""
+    """The baselines that say something about `kind`, by their names in TITLES. trained_on: a mixture, whose exact posterior mean is then
+    among them: of linear classes on any linear one, of lines and sinusoids on its own two classes alone."""
+    prior = mixture_posterior(kind if isinstance(kind, Mixture) else trained_on, kind)
+    if isinstance(kind, UnitVariance):
+        found = {name: in_own_units(predict, kind.divisor) for name, predict in baselines_for(kind.of).items()}
+        return {**found, "mixture_bayes": prior} if prior is not None else found
     found: dict[str, Predict] = {"zero": zero, "nearest_neighbours": nearest_neighbours, "least_squares": least_squares}
     if type(kind) in (DenseLinear, SparseLinear, NoisyLinear):
         found["averaging"] = averaging
@@ -57,7 +63,7 @@ def baselines_for(kind: FunctionClass, trained_on: FunctionClass | None = None) 
         found["network_gradient_descent"] = network_gradient_descent
     if type(kind) not in (DenseLinear, SparseLinear, NoisyLinear) and (basis := basis_of(kind)) is not None:
         found["basis_least_squares"] = in_basis(basis)
-    if (prior := mixture_posterior(kind if isinstance(kind, Mixture) else trained_on)) is not None:
+    if prior is not None:
         found["mixture_bayes"] = prior
     return {name: found[name] for name in TITLES if name in found}
 
@@ -79,14 +85,37 @@ def _noisy(kind: NoisyLinear) -> dict[str, Predict]:
     return {"ridge": partial(ridge, penalty=(kind.noise / kind.scale) ** 2), "discrete_posterior": posterior}
 
 
-def mixture_posterior(kind: FunctionClass | None) -> Predict | None:
-    """The posterior mean under a mixture of noise-free linear classes; None for anything else."""
-    if not isinstance(kind, Mixture):
+def mixture_posterior(prior: FunctionClass | None, kind: FunctionClass | None = None) -> Predict | None:
+    """The posterior mean under a mixture of noise-free linear classes, or of lines and sinusoids of one frequency, asked about functions of
+    `kind`; None for anything else."""
+    if not isinstance(prior, Mixture):
         return None
-    nonzeros = [_nonzeros(part) for part in kind.classes]
-    if None in nonzeros or not all(_countable(kind.dims, count) for count in nonzeros):
+    parts = [own_units(part) for part in prior.classes]
+    divisors = tuple(divisor for _, divisor in parts)
+    nonzeros = [_nonzeros(part) for part, _ in parts]
+    if None not in nonzeros and all(_countable(prior.dims, count) for count in nonzeros):
+        return partial(linear_mixture, nonzeros=tuple(nonzeros), weights=prior.weights, divisors=divisors)
+    asked = [kind.describe()] if kind is not None and not isinstance(kind, Mixture) else []
+    if all(one in [part.describe() for part in prior.classes] for one in asked):
+        return _line_or_wave([part for part, _ in parts], prior.weights, divisors)
+    return None
+
+
+def _line_or_wave(parts: list[FunctionClass], weights: tuple[float, ...], divisors: tuple[float, ...]) -> Predict | None:
+    order = [index for kind in (DenseLinear, Sinusoid) for index, part in enumerate(parts) if type(part) is kind]
+    if len(parts) != 2 or len(order) != 2 or parts[0].dims != 1 or parts[order[0]].scale != 1.0:
         return None
-    return partial(linear_mixture, nonzeros=tuple(nonzeros), weights=kind.weights)
+    wave = parts[order[1]]
+    assert isinstance(wave, Sinusoid)
+    if wave.scale != 1.0 or wave.frequency[0] != wave.frequency[1] or wave.frequency[0] == 0.0:
+        return None
+    taken = {"weights": [weights[index] for index in order], "divisors": [divisors[index] for index in order]}
+    return partial(line_or_wave, amplitude=wave.amplitude, frequency=wave.frequency[0], **taken)
+
+
+def in_own_units(predict: Predict, divisor: float) -> Predict:
+    """A predictor for a class whose outputs were divided: it sees and answers as if they had not been."""
+    return lambda x, y, query=None: predict(x, y * divisor, query) / divisor
 
 
 def _nonzeros(kind: FunctionClass) -> int | None:

@@ -42,11 +42,13 @@ def linear_mixture_posterior(
     nonzeros: Sequence[int],
     weights: Sequence[float] | None = None,
     noise: float = 1e-3,
+    divisors: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(posterior mean of the answer [B, N], probability of each class after k examples [B, N, classes]).
 
     Class i, of prior chance weights[i], is linear with nonzeros[i] weights N(0, 1) at uniformly random coordinates and the others zero;
     nonzeros = d is the dense class, so that (d, 2) is the mixture of Yadlowsky et al. (arXiv 2311.00871). y = w x + noise N(0, 1).
+    divisors: by which the outputs of each class are divided (default: 1), so that its non-zero weights are N(0, 1 / divisor^2).
     Noise-free functions are the limit of small noise; the default is small enough for errors down to noise^2.
 
     Exact: every set of coordinates is a hypothesis with its own Gaussian posterior over w, updated one example at a time in float64; the
@@ -61,6 +63,10 @@ def linear_mixture_posterior(
         raise IclError(f"linear_mixture_posterior: {len(counts)} classes and {len(weights)} weights")
     if min(weights) < 0 or abs(sum(weights) - 1) > SUM_TOLERANCE:
         raise IclError(f"linear_mixture_posterior: the weights {weights} are not chances that sum to one")
+    divisors = [1.0] * len(counts) if divisors is None else list(divisors)
+    if len(divisors) != len(counts):
+        raise IclError(f"linear_mixture_posterior: {len(counts)} classes and {len(divisors)} divisors")
+    divisors = [check_number("linear_mixture_posterior: divisor", divisor, 0.0, above=True) for divisor in divisors]
     for count in counts:
         if math.comb(dims, count) > MOST_SUPPORTS:
             raise IclError(
@@ -70,7 +76,7 @@ def linear_mixture_posterior(
     rows = max(1, CHUNK // max(chosen.numel() * chosen.shape[1] for chosen in supports))
     answers, chances = [], []
     for part in zip(x.double().split(rows), y.double().split(rows), query.double().split(rows)):
-        by_class = [_class_posterior(*part, chosen, variance) for chosen in supports]
+        by_class = [_class_posterior(*part, chosen, variance, divisor) for chosen, divisor in zip(supports, divisors)]
         prior = torch.tensor(weights, dtype=torch.float64, device=x.device).log()
         posterior = (torch.stack([evidence for _, evidence in by_class], dim=2) + prior).softmax(2)  # [B, N, classes]
         answers.append((posterior * torch.stack([answer for answer, _ in by_class], dim=2)).sum(2))
@@ -86,17 +92,18 @@ def linear_mixture(
     nonzeros: Sequence[int],
     weights: Sequence[float] | None = None,
     noise: float = 1e-3,
+    divisors: Sequence[float] | None = None,
 ) -> Tensor:
     """The posterior mean of linear_mixture_posterior alone, with baselines.py's signature."""
-    return linear_mixture_posterior(x, y, query, nonzeros=nonzeros, weights=weights, noise=noise)[0]
+    return linear_mixture_posterior(x, y, query, nonzeros=nonzeros, weights=weights, noise=noise, divisors=divisors)[0]
 
 
-def _class_posterior(x: Tensor, y: Tensor, query: Tensor, supports: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+def _class_posterior(x: Tensor, y: Tensor, query: Tensor, supports: Tensor, variance: float, divisor: float) -> tuple[Tensor, Tensor]:
     """(posterior mean of the answer [B, N], log density of the first k labels [B, N]) of one class with supports [M, s]."""
     prompts, points, _ = x.shape
     sets, size = supports.shape
     mean = x.new_zeros(prompts, sets, size)
-    covariance = torch.eye(size, dtype=x.dtype, device=x.device).repeat(prompts, sets, 1, 1)  # [B, M, s, s]
+    covariance = (torch.eye(size, dtype=x.dtype, device=x.device) / divisor**2).repeat(prompts, sets, 1, 1)  # [B, M, s, s]
     evidence = x.new_zeros(prompts, sets)
     answers, densities = [], []
     for k in range(points):

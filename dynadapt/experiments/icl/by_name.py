@@ -14,6 +14,7 @@ from .inputs import INPUTS, Inputs
 from .linear import DenseLinear, NoisyLinear, Quadratic, SparseLinear
 from .nonlinear import DecisionTree, ReluNetwork
 from .periodic import FourierSeries, Sinusoid
+from .unit_variance import UnitVariance
 
 FUNCTION_CLASSES: dict[str, type[FunctionClass]] = {
     kind.name: kind for kind in (DenseLinear, SparseLinear, NoisyLinear, Quadratic, ReluNetwork, DecisionTree, Sinusoid, FourierSeries)
@@ -23,7 +24,7 @@ FUNCTION_CLASSES: dict[str, type[FunctionClass]] = {
 def make_function_class(name: str, dims: int, **settings) -> FunctionClass:
     """The function class of this name; also what `describe` wrote, of mixtures and combinations too (these are then given whole).
     IclError for a name or a setting that doesn't exist."""
-    for key in {Mixture.name: ("classes",), ConvexCombination.name: ("first", "second")}.get(name, ()):
+    for key in {Mixture.name: ("classes",), ConvexCombination.name: ("first", "second"), UnitVariance.name: ("of",)}.get(name, ()):
         if key not in settings:
             raise IclError(f"function class {name!r}: setting {key!r} is missing")
     if name == Mixture.name:
@@ -32,6 +33,8 @@ def make_function_class(name: str, dims: int, **settings) -> FunctionClass:
     if name == ConvexCombination.name:
         parts = [make_function_class(**{"dims": dims, **settings[key]}) for key in ("first", "second")]
         return ConvexCombination(*parts, settings.get("weight", 0.5))
+    if name == UnitVariance.name:
+        return UnitVariance(make_function_class(**{"dims": dims, **settings["of"]}))
     check_named("function class", FUNCTION_CLASSES, name, settings, IclError)
     return FUNCTION_CLASSES[name](dims, **settings)
 

@@ -18,6 +18,7 @@ from .curriculum import SCHEDULES, Ramp, Rate
 from .function_class import FunctionClass
 from .geometry import Geometry
 from .inputs import Inputs
+from .unit_variance import UnitVariance
 
 if TYPE_CHECKING:
     from dynadapt.adapt.optimizers import Adam
@@ -67,8 +68,9 @@ class TrainConfig:
     """Settings of one run.
 
     classes: function classes as `parse_spec` reads them; mixture: their weights, None: even; per: a prompt's class is drawn for
-    each "prompt" or for the whole "batch". points: of a prompt. *_start, *_step, *_every: the curriculum (curriculum.py), start
-    0: none. lr and warmup (in steps) as in `Rate`; betas, clip (0: none) of Adam.
+    each "prompt" or for the whole "batch"; unit_variance: every class is divided by its standard deviation (unit_variance.py).
+    points: of a prompt. *_start, *_step, *_every: the curriculum (curriculum.py), start 0: none. lr and warmup (in steps) as in
+    `Rate`; betas, clip (0: none) of Adam.
     """
 
     preset: str = setting("custom")
@@ -81,6 +83,9 @@ class TrainConfig:
         "with several classes: a class for each prompt, or one for a whole batch",
         choices=("prompt", "batch"),
         needs={"classes": lambda classes: len(classes) > 1},
+    )
+    unit_variance: bool = setting(
+        False, "divide each class's outputs by their standard deviation, so that none has more of the loss than its weight"
     )
     inputs: str = setting("gaussian", "distribution of x: gaussian, uniform:low=-5,high=5, skewed, half_subspace")
     dims: int = setting(20, "dimensions of x", least=1)
@@ -127,7 +132,8 @@ class TrainConfig:
         named = {}
         for text in self.classes:
             name, settings = parse_spec("class", text)
-            named[text] = make_function_class(name, self.dims, **settings)
+            kind = make_function_class(name, self.dims, **settings)
+            named[text] = UnitVariance(kind) if self.unit_variance else kind
         if len(named) < len(self.classes):
             raise IclError(f"classes {list(self.classes)}: one is given twice")
         return named

@@ -93,6 +93,8 @@ def figures_of(results: dict):
 
 def class_title(described: dict) -> str:
     """A class in words, from its settings."""
+    if described["name"] == "unit_variance":
+        return f"{class_title(described['of'])}, of unit variance"
     name = NAMES.get(described["name"], described["name"])
     said = {
         "sparse_linear": "{nonzeros} of {dims} non-zero",

@@ -22,6 +22,7 @@ from .function_class import FunctionClass, IclError, check_count
 from .inputs import Inputs
 from .linear import DenseLinear, SparseLinear
 from .prompts import draw
+from .unit_variance import UnitVariance
 
 LINE = 121  # points of a line along which predictions are kept
 STEP = 0.1  # of the central differences behind a gradient
@@ -251,6 +252,8 @@ def label(kind: FunctionClass) -> str:
         parts = ["+".join(label(part) for part in kind.classes)]
     if isinstance(kind, ConvexCombination):
         parts = [f"{label(kind.first)}+{label(kind.second)}", _plain(list(kind.weight))]
+    if isinstance(kind, UnitVariance):
+        parts = [label(kind.of)]
     return ":".join([kind.name, *parts])
 
 

@@ -28,13 +28,16 @@ from dynadapt.runs.checkpoints import read_state, saved_states
 from dynadapt.runs.rundir import RunDirectory, RunError, disk_error
 from dynadapt.runs.whole_files import discard, os_error
 
+from .applicable_baselines import in_own_units
 from .by_name import make_baseline
 from .config import TrainConfig, trained_on
 from .evaluate import curves
 from .function_class import FunctionClass, IclError
 from .inputs import Inputs
+from .linear import NoisyLinear
 from .model import Regressor, Weights
 from .prompts import draw
+from .unit_variance import own_units
 
 DIVERGED = 100.0  # times the error of predicting zero
 
@@ -300,10 +303,11 @@ def evaluate_class(regressor: Regressor, kind: FunctionClass, config: TrainConfi
     """Normalised errors by number of examples of the model and of the baselines that fit the class, on the same new prompts."""
     predictors = {"model": lambda x, y, query: regressor.predict(x, y)}
     predictors.update({name: make_baseline(name) for name in ("zero", "averaging", "nearest_neighbours", "least_squares")})
-    if kind.name == "sparse_linear":
-        predictors["lasso"] = make_baseline("lasso")
-    if kind.name == "noisy_linear" and kind.noise:
-        predictors["ridge"] = make_baseline("ridge", penalty=kind.noise**2)
+    own, divisor = own_units(kind)
+    if own.name == "sparse_linear":
+        predictors["lasso"] = in_own_units(make_baseline("lasso"), divisor)
+    if isinstance(own, NoisyLinear) and own.noise:
+        predictors["ridge"] = in_own_units(make_baseline("ridge", penalty=own.noise**2), divisor)
     generator = torch.Generator().manual_seed(config.seed + 1)
     found = curves(predictors, kind, config.points, generator, inputs=config.distribution())
     return {name: curve.to_dict() for name, curve in found.items()}
