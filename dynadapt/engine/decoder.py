@@ -20,6 +20,7 @@ from dynadapt.ops.profiler_ranges import ranged
 from dynadapt.ops.slot_adapters import SlotAdapters
 
 from . import losses
+from .adapted_embedding import AdaptedEmbedding
 from .adapted_head import AdaptedHead
 from .attention_gate import AttentionGate
 from .delta_mixer import DeltaMixer
@@ -116,7 +117,8 @@ class Decoder:
     def _stat(self, name, *shape):
         return self.ws(name, *shape, dtype=self.stat_dtype)
 
-    def _count_forward(self, batch: Batch, flops: int) -> None:
+    def count_forward(self, batch: Batch, flops: int) -> None:
+        """In the ledger; of rows that were scored before as done again."""
         again = round(flops * batch.recomputed)
         self.ledger.add("forward", flops - again)
         self.ledger.add("recompute", again)
@@ -166,6 +168,8 @@ class Decoder:
             w.embedding.gather_rows(tokens, x)
         else:
             self.ops.embedding_forward(tokens, w.table, w.positions, self._places(batch), x)
+        if self.adapted_embedding is not None:
+            self.adapted_embedding.add(batch, x)
         return x if c.stream_scale == 1.0 else x.mul_(c.stream_scale)
 
     def _places(self, batch: Batch) -> torch.Tensor | None:
@@ -190,6 +194,7 @@ class Decoder:
         self.active = self.weights if learner is None or learner.weights_view is None else learner.weights_view.over(self.weights)
         self.scored: tuple | None = None
         self.adapted_head = AdaptedHead.of(self, batch, learner)
+        self.adapted_embedding = AdaptedEmbedding.of(self, batch, learner)
         self.learns_below = lowest is None or lowest[0] < self.config.layers
         self.embedded = embedded is not None
         if self.first:
@@ -218,7 +223,7 @@ class Decoder:
 
     def _layer(self, batch, learner, i, key, x, delta):
         """One decoder layer: returns (residual, what is still to be added to it)."""
-        count = lambda flops: self._count_forward(batch, flops)  # noqa: E731
+        count = lambda flops: self.count_forward(batch, flops)  # noqa: E731
         c, w = self.config, self.active
         again = "again" if self.recompute else None
         parallel = c.parallel_residual
@@ -418,13 +423,20 @@ class Decoder:
                 return None
         if lowest[0] >= 0:
             return None
-        if grads is not None and not self.embedded:
-            scale = self.config.stream_scale
-            scaled = d if scale == 1.0 else torch.mul(d, scale, out=self.ws("dembedded", *d.shape))
+        if not self.embedded:
+            self._embedding_gradient(batch, grads, d, accumulate)
+        return d
+
+    def _embedding_gradient(self, batch, grads, d, accumulate: bool) -> None:
+        """Of the table and the positions, or of the embedding's adapters, from d [N, H] of what entered layer 0."""
+        scale = self.config.stream_scale
+        scaled = d if scale == 1.0 else torch.mul(d, scale, out=self.ws("dembedded", *d.shape))
+        if self.adapted_embedding is not None:
+            self.adapted_embedding.gradient(scaled, accumulate)
+        if grads is not None:
             self.ops.embedding_backward(batch.inputs.reshape(-1), scaled, grads.table)
             if grads.positions is not None:
                 self.ops.embedding_backward(self._places(batch), scaled, grads.positions)
-        return d
 
     def _head_gradient(self, grads, accumulate: bool) -> None:
         """The head's gradient from what the last score saw; zero where nothing was scored (another read-out)."""

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from dynadapt.adapt.guard import as_guard
-from dynadapt.adapt.methods import GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model
+from dynadapt.adapt.methods import EMBED, GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.reset_policy import Alarm, check_reset
 from dynadapt.adapt.slow import as_slow
-from dynadapt.adapt.targets import lowest, may_adapt_head, norms_and_biases, targeted
+from dynadapt.adapt.targets import lowest, may_adapt_around, norms_and_biases, targeted
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
 from dynadapt.common.update_rule import KINDS
 from dynadapt.model.family import FAMILIES
@@ -202,7 +202,7 @@ class EngineSettings:
             return f"streams learn in {len(self.ways)} ways, and the gradient kernels know one rule"
         way = self.ways[0]
         unfused = whole_model(self.adapt) or bool(learns_beside(self.adapt))
-        return why_not_fused(way.optimizer, self.accumulate, unfused, may_adapt_head(way.adapt), rates_differ(way.adapt))
+        return why_not_fused(way.optimizer, self.accumulate, unfused, may_adapt_around(way.adapt), rates_differ(way.adapt))
 
     def arguments(self) -> dict:
         """What ``Engine`` takes beside the model to be such an engine again."""
@@ -385,6 +385,11 @@ class EngineSettings:
             raise ValueError(
                 f"base='int8' with adapt={self.adapt!r}: an adapter learns on a head in int8, whose logits no gradient makes again; leave "
                 "the head out of targets, or use base='same'"
+            )
+        if self.backend == "triton" and isinstance(self.adapt, LoRA) and (-1, EMBED) in learning:
+            raise ValueError(
+                f"adapt={self.adapt!r} with backend='triton': it has no kernels for an adapter on the embedding; leave embed out of targets, or "
+                "use backend='cpu'"
             )
         if self.backend == "triton" and config.head_dim > kernel_module("attention").MAX_HEAD:
             raise ValueError(

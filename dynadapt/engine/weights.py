@@ -26,8 +26,9 @@ def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[i
 
 
 def adaptable_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[int, ...]]]:
-    """``group_sizes``, and those of the head, which is (config.layers, "head")."""
-    return {**group_sizes(config), (config.layers, "head"): (config.hidden_size, (config.vocab_size,))}
+    """``group_sizes``, and those of the embedding, (-1, "embed"), and the head, (config.layers, "head")."""
+    vocabulary, hidden = config.vocab_size, config.hidden_size
+    return {(-1, "embed"): (vocabulary, (hidden,)), **group_sizes(config), (config.layers, "head"): (hidden, (vocabulary,))}
 
 
 def source_weight(model, layer: int, group: str, part: int) -> torch.Tensor:

@@ -83,6 +83,8 @@ class WorkRecorder:
             self.noted(name, arguments)
             if name == "embedding_forward":
                 arguments = (arguments[0], arguments[-1], arguments[-1])  # of the table, as many rows as are written
+            if name == "adapted_embedding_forward":
+                arguments = (arguments[0], *arguments[2:])  # of A, a column a token: less than the tokens' own bytes
             moved = sum(map(_bytes, arguments))
             self.last.bytes += 2 * moved if name == "update" else moved  # state is read and written
 

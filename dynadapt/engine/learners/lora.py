@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, scale_of
+from dynadapt.adapt.methods import EMBED, LoRA, scale_of
 from dynadapt.ops.linear import low_rank_size
 
 from .flat import Block, FlatLayout, FlatState
@@ -36,7 +36,7 @@ class LoraLearner:
         keep_grad: bool = True,
         rates: dict[tuple[int, str], list[float]] | None = None,
     ):
-        """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, and its head; ``parts``: {(layer, group): (rank, alpha)
+        """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, its head and its embedding; ``parts``: {(layer, group): (rank, alpha)
         of each part} of those that learn, in forward order; ``rates``: the factor of each part's learning rate, None where all are alike
         (adapt/targets.py)."""
         if optimizer.uses_statistics:
@@ -65,7 +65,7 @@ class LoraLearner:
         if rates is not None:
             self.state.rate_factor = self._rate_factor(rates, device)
         self.initial = self.state.prior = self._initial(seed).to(device)
-        self.kept = self._mask_of_A(device) if adapt.keep_a else None
+        self.kept = self._mask(device) if adapt.keep_a else None
         self.bind()
         for slot in range(slots):
             self.start(slot, self.initial)
@@ -89,11 +89,15 @@ class LoraLearner:
             return self.state.master.new_empty(self.layout.size)
         prior = torch.zeros(self.layout.size, dtype=self.state.master.dtype)  # drawn on the CPU: the same on every device
         generator = torch.Generator().manual_seed(seed)
-        for key, (k, _) in self.sizes.items():
-            a = self.layout.view(prior, "{}.{}.A".format(*key))
-            bound = 1 / math.sqrt(k)
-            a.copy_(torch.empty(a.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator))
+        for key, (k, _) in sorted(self.sizes.items(), key=lambda item: item[0][1] == EMBED):  # last: the others begin as without it
+            half = self._half(prior, key)
+            drawn, bound = torch.empty(half.shape, dtype=torch.float32), 1 / math.sqrt(k)
+            half.copy_(drawn.normal_(generator=generator) if key[1] == EMBED else drawn.uniform_(-bound, bound, generator=generator))
         return prior
+
+    def _half(self, buffer: torch.Tensor, key: tuple[int, str]) -> torch.Tensor:
+        """Of one group, the half that does not start at zero: A, and of the embedding Bt."""
+        return self.layout.view(buffer, "{}.{}.{}".format(*key, "Bt" if key[1] == EMBED else "A"))
 
     def _rate_factor(self, rates, device) -> torch.Tensor:
         """[P], what the learning rate of each element is multiplied with."""
@@ -105,11 +109,11 @@ class LoraLearner:
                 columns.fill_(own * self.adapt.b_rate)
         return factor
 
-    def _mask_of_A(self, device) -> torch.Tensor:
-        """int8 [P], 1 where A is: what stays when a slot goes back."""
+    def _mask(self, device) -> torch.Tensor:
+        """int8 [P], 1 where A is (of the embedding Bt): what stays when a slot goes back."""
         mask = torch.zeros(self.layout.size, dtype=torch.int8, device=device)
-        for layer, group in self.learning:
-            self.layout.view(mask, f"{layer}.{group}.A").fill_(1)
+        for key in self.learning:
+            self._half(mask, key).fill_(1)
         return mask
 
     def bind(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dynadapt.adapt.methods import EMBED
 from dynadapt.model import ModelError, peft_name
 from dynadapt.model.layout import from_hf_rows, group_parts, to_hf_rows
 from dynadapt.model.peft import read_for_model, settings_of, tensor_key, write_files
@@ -17,7 +18,7 @@ from dynadapt.ops.linear import each_part
 
 @dataclass(frozen=True)
 class Adapted:
-    """One adapted linear: its rows of the group's A, its columns of Bt (of which it has the upper ``rank`` rows)."""
+    """One adapted linear, or the embedding: its rows of the group's A, its columns of Bt (of which it has the upper ``rank`` rows)."""
 
     layer: int
     group: str
@@ -55,8 +56,9 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
     tensors, modules = {}, {}
     for adapted in adapted_modules(learner, config):
         A, Bt = halves_of(learner, learner.state.master[slot], adapted)
-        tensors[tensor_key(adapted.module, "A")] = A.float().contiguous()
-        tensors[tensor_key(adapted.module, "B")] = to_hf_rows(config, adapted.part, Bt.t().float()).contiguous()
+        key = lambda half: tensor_key(adapted.module, half, adapted.part == EMBED)  # noqa: B023, E731
+        tensors[key("A")] = A.float().contiguous()
+        tensors[key("B")] = to_hf_rows(config, adapted.part, Bt.t().float()).contiguous()
         modules[adapted.module] = (adapted.rank, adapted.alpha)
     write_files(directory, tensors, settings_of(config, adapt.rank, adapt.alpha, base_model, modules, adapt.layers, adapt.rslora))
 
@@ -68,20 +70,20 @@ def adapter_row(directory, learner, model) -> torch.Tensor:
         ModelError: naming what the adapter has that this engine does not (rank, alpha, DoRA, modules).
     """
     directory, config = Path(directory), model.config
-    settings, tensors = read_for_model(directory, config, model.tensor)
+    settings, tensors = read_for_model(directory, config, model.tensor, embedding=True)
     row = torch.zeros_like(learner.initial)
     for adapted in adapted_modules(learner, config):
         module = adapted.module
         _check_alike(settings, adapted, learner.adapt.rslora, directory)
         if module not in tensors:
-            raise ModelError(f"{directory}: adapter has no {tensor_key(module, 'A')}, which targets={learner.adapt.targets!r} needs")
+            raise ModelError(f"{directory}: adapter has no {tensor_key(module, 'A', adapted.part == EMBED)}, which targets={learner.adapt.targets!r} needs")
         A, Bt = halves_of(learner, row, adapted)
         theirs, stored = tensors.pop(module)
         A.copy_(theirs)
         Bt.t().copy_(from_hf_rows(config, adapted.part, stored))
     if tensors:
         raise ModelError(
-            f"{directory}: adapter has {tensor_key(min(tensors), 'A')} and {len(tensors) - 1} modules more that "
+            f"{directory}: adapter has tensors of {min(tensors)} and {len(tensors) - 1} modules more that "
             f"targets={learner.adapt.targets!r} does not cover"
         )
     return row
