@@ -29,7 +29,7 @@ def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
     saved adapter is damaged.
     """
     source = run_adapter(run, stream)
-    read_tensors(source, read_settings(source))  # a damaged one is refused here, by name
+    read_tensors(source, read_settings(source), embedding=None)  # a damaged one is refused here, by name
     with new_directory(out) as folder:
         for file in sorted(source.iterdir()):
             shutil.copyfile(file, folder / file.name)

@@ -133,13 +133,13 @@ def read_tensors(
     settings: Mapping,
     base: Callable[[str], torch.Tensor | None] = lambda module: None,
     magnitudes: dict | None = None,
-    embedding: str | None = None,
+    embedding: str | None = "",
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """{module: (A [rank, in], B [out, rank])} of adapter_model.safetensors, in their stored dtype; ranks are those of ``settings``.
 
     ``base``: the base's weight of a module around the layers, of which the file may hold a copy; None: it is not known.
     ``magnitudes``: gets DoRA's, {module: [out]}, where ``settings`` say that there are any. ``embedding``: the module that may have an
-    embedding's, (A [rank, V], B [H, rank]); None: none may.
+    embedding's, (A [rank, V], B [H, rank]); "": none may, None: any.
 
     Raises:
         ModelError: naming the file that can't be read, or the tensor that is no A or B, stands alone, is of another rank, is
@@ -163,9 +163,9 @@ def read_tensors(
             if magnitudes[of[1]].dim() != 1 or count_not_finite(magnitudes[of[1]].float()):
                 raise ModelError(f"{where}: {key} is no vector of finite numbers")
             continue
-        if match is None or (match[3] is not None) != (match[1] == embedding):
+        if match is None or embedding is not None and (match[3] is not None) != (match[1] == embedding):
             accepted = "base_model.model.MODULE.lora_A.weight and lora_B.weight"
-            if embedding is not None:
+            if embedding:
                 accepted += f", and {tensor_key(embedding, 'A', True)} and lora_embedding_B"
             raise ModelError(f"{where} has the tensor {key}; accepted: {accepted}" + hint)
         value, rank, half = file.read(key), module_rank(settings, match[1]), match[2] or match[3]
@@ -207,7 +207,7 @@ def read_for_model(
     embed = hf_module(config, "embed")
     around = {embed: "embed.weight", hf_module(config, "head"): "embed.weight" if config.tied_head else "head.weight"}
     known = lambda module: weight(around[module]) if weight is not None and module in around else None  # noqa: E731
-    tensors = read_tensors(directory, settings, known, magnitudes, embed if embedding else None)
+    tensors = read_tensors(directory, settings, known, magnitudes, embed if embedding else "")
     shapes = adaptable_shapes(config)
     for module, (A, B) in tensors.items():
         if module not in shapes:
