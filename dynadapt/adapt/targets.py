@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from dynadapt.model import ModelConfig, layout, peft_name
 from dynadapt.model.family import FAMILIES
-from dynadapt.model.layout import group_parts, hf_module, tensor_shapes
+from dynadapt.model.layout import group_parts, tensor_shapes
 
 from .methods import EMBED, GROUPS, HEAD, PLACES, TARGETS, LoRA, alpha_of, learns_beside, whole_model
 

@@ -55,7 +55,9 @@ def each_stream(adapt, optimizer, streams: int, shared: bool) -> tuple[Any, Any]
             if not isinstance(one, LoRA):
                 raise ValueError(f"{where}: streams that differ have adapters; expected LoRA(...)")
             if around := may_adapt_around(one):
-                raise ValueError(f"{where}: streams that differ have adapters in the layers alone; leave {' and '.join(around)} out of targets")
+                raise ValueError(
+                    f"{where}: streams that differ have adapters in the layers alone; leave {' and '.join(around)} out of targets"
+                )
     if isinstance(optimizer, tuple):
         optimizer = tuple(Adam() if one is None else one for one in optimizer)
     return _alike(adapt), _alike(optimizer)

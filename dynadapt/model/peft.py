@@ -70,7 +70,9 @@ def settings_of(
     in full.
     """
     ending = lambda module: ".".join(module.split(".")[-2 if config.family == "gpt2" else -1 :])  # noqa: E731  c_proj alone is two modules
-    around = sorted(modules.keys() & {hf_module(config, "head"), hf_module(config, "embed")})  # by whole names, which no layers_pattern leaves out
+    around = sorted(
+        modules.keys() & {hf_module(config, "head"), hf_module(config, "embed")}
+    )  # by whole names, which no layers_pattern leaves out
     endings, of_layers = {ending(module) for module in modules if module not in around}, len(modules) - len(around)
     everywhere = of_layers == len(endings) * len(range(config.layers) if layers is None else layers)
     names = sorted([*endings, *around])
@@ -208,6 +210,8 @@ def read_for_model(
     around = {embed: "embed.weight", hf_module(config, "head"): "embed.weight" if config.tied_head else "head.weight"}
     known = lambda module: weight(around[module]) if weight is not None and module in around else None  # noqa: E731
     tensors = read_tensors(directory, settings, known, magnitudes, embed if embedding else "")
+    if embed in tensors and settings.get("ensure_weight_tying"):
+        raise ModelError(f"{where} has ensure_weight_tying=True and tensors of {embed}, which a tied head would have, too; accepted: False")
     shapes = adaptable_shapes(config)
     for module, (A, B) in tensors.items():
         if module not in shapes:
@@ -215,7 +219,9 @@ def read_for_model(
         rows, columns = shapes[module]
         for which, value, expected in (("A", A, (A.shape[0], columns)), ("B", B, (rows, B.shape[1]))):
             if tuple(value.shape) != expected:
-                raise ModelError(f"{where}: {tensor_key(module, which, module == embed)} has shape {list(value.shape)}; expected {list(expected)}")
+                raise ModelError(
+                    f"{where}: {tensor_key(module, which, module == embed)} has shape {list(value.shape)}; expected {list(expected)}"
+                )
         if magnitudes and len(magnitudes[module]) != rows:
             raise ModelError(f"{where}: lora_magnitude_vector of {module} has shape {list(magnitudes[module].shape)}; expected [{rows}]")
     check_targets(settings, tensors, model_modules(config), where)

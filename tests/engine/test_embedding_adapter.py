@@ -77,7 +77,7 @@ def test_it_begins_as_pefts_and_adds_nothing(family):
     own, initial = e.learners[0], e.learners[0].initial
     A, Bt = (own.layout.view(initial, f"-1.embed.{half}") for half in ("A", "Bt"))
     assert not A.any() and 0.7 < float(Bt.std()) < 1.3
-    assert torch.equal(initial[own.layout.offsets[f"0.qkv.A"] :], without.learners[0].initial)
+    assert torch.equal(initial[own.layout.offsets["0.qkv.A"] :], without.learners[0].initial)
 
 
 @pytest.mark.parametrize("options", [{}, {"memory": SegmentMemory(8, 1)}, {"memory": Overlap(5)}, {"batch": 1}, {"static": True}], ids=str)
@@ -98,7 +98,10 @@ def test_streams_together_are_streams_alone(options, dtype):
 def test_over_any_base_native_steps_follow_the_reference(base):
     m, rows = model("gemma2"), token_rows(2, 2 * T + 1, seed=4)
     options = dict(streams=2, optimizer=SGD(lr=0.5, clip=1.0))
-    native, plain = engine(m, base=base, **options), engine(m, EMBED, "reference", "fp32" if base == "int8" else "fp64", base=base, **options)
+    native, plain = (
+        engine(m, base=base, **options),
+        engine(m, EMBED, "reference", "fp32" if base == "int8" else "fp64", base=base, **options),
+    )
     for start in (0, T, 0):
         found, truth = (e.step(rows[:, start : start + T + 1]) for e in (native, plain))
         torch.testing.assert_close(found.double(), truth.double(), atol=2e-5 if base == "same" else 5e-2, rtol=0)
@@ -212,5 +215,13 @@ def test_what_does_not_go_with_it_is_refused_by_name(tmp_path):
         engine(m, backend="triton")
     live, adapt = theirs(m)
     live.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="adapter has tensors of model.embed_tokens and 0 modules more that targets="):
+    settings = tmp_path / "adapter_config.json"
+    said = settings.read_text()
+    settings.write_text(json.dumps({**json.loads(said), "ensure_weight_tying": True}))
+    with pytest.raises(ModelError, match="ensure_weight_tying=True and tensors of model.embed_tokens, which a tied head would have"):
+        engine(m, adapt).load_adapter(tmp_path)
+    settings.write_text(said)
+    with pytest.raises(
+        ModelError, match="adapter has base_model.model.model.embed_tokens.lora_embedding_A and 0 modules more that targets="
+    ):
         engine(m, LoRA(rank=3, alpha=6, targets="q", layers=range(1, 2))).load_adapter(tmp_path)

@@ -71,7 +71,13 @@ def test_rows_of_an_adapter_stand_alone(case):
 
 
 def test_errors_of_an_adapter_name_the_argument():
-    tokens, A, Bt, slots, out = torch.tensor([0, 5]), torch.zeros(2, 3, 5), torch.zeros(2, 3, 4), torch.tensor([1, 1]).int(), torch.zeros(2, 4)
+    tokens, A, Bt, slots, out = (
+        torch.tensor([0, 5]),
+        torch.zeros(2, 3, 5),
+        torch.zeros(2, 3, 4),
+        torch.tensor([1, 1]).int(),
+        torch.zeros(2, 4),
+    )
     with pytest.raises(ValueError, match=r"adapted_embedding_forward: tokens\[1\] is 5, accepted is 0 to 4"):
         _C.adapted_embedding_forward(tokens, A, Bt, slots, 1.0, out)
     with pytest.raises(ValueError, match=r"adapted_embedding_forward: A has shape \[2, 2, 5\].*accepted is \[2, 3, "):

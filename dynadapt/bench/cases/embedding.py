@@ -45,9 +45,7 @@ def adapted_embedding_forward(d: Draw, n: int, h: int, vocabulary: int, rank: in
     return OpCase(ADAPTED_EMBEDDING_FORWARD, d.dtype, arguments, bytes=moved, flops=ops.adapted_forward_flops(n, h, rank))
 
 
-def adapted_embedding_backward(
-    d: Draw, n: int, h: int, vocabulary: int, rank: int, streams: int = 1, accumulate: bool = False
-) -> OpCase:
+def adapted_embedding_backward(d: Draw, n: int, h: int, vocabulary: int, rank: int, streams: int = 1, accumulate: bool = False) -> OpCase:
     """Slots of no stream hold numbers, which have to stay."""
     arguments = {"tokens": d.integers(vocabulary, n), "dout": d.acts(n, h), **_adapter(d, h, vocabulary, rank, streams)}
     dA, dBt = d.per_slot(len(arguments["A"]), (rank, vocabulary), (rank, h), wide=True)

@@ -76,14 +76,17 @@ def adapter_row(directory, learner, model) -> torch.Tensor:
         module = adapted.module
         _check_alike(settings, adapted, learner.adapt.rslora, directory)
         if module not in tensors:
-            raise ModelError(f"{directory}: adapter has no {tensor_key(module, 'A', adapted.part == EMBED)}, which targets={learner.adapt.targets!r} needs")
+            raise ModelError(
+                f"{directory}: adapter has no {tensor_key(module, 'A', adapted.part == EMBED)}, which targets={learner.adapt.targets!r} needs"
+            )
         A, Bt = halves_of(learner, row, adapted)
         theirs, stored = tensors.pop(module)
         A.copy_(theirs)
         Bt.t().copy_(from_hf_rows(config, adapted.part, stored))
     if tensors:
+        other = min(tensors)
         raise ModelError(
-            f"{directory}: adapter has tensors of {min(tensors)} and {len(tensors) - 1} modules more that "
+            f"{directory}: adapter has {tensor_key(other, 'A', other == peft_name(config, -1, EMBED))} and {len(tensors) - 1} modules more that "
             f"targets={learner.adapt.targets!r} does not cover"
         )
     return row
