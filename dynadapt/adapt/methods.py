@@ -42,7 +42,7 @@ def _check_layers(layers: range | None) -> None:
 
 
 # Fields of LoRA that are said where they are used: words and states of before they were there stay as they are.
-LATER = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False, "rate_pattern": (), "b_rate": 1.0}
+LATER = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False, "rate_pattern": (), "b_rate": 1.0, "also": ()}
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,9 @@ class LoRA:
     ``clip`` looks at. ``b_rate``: the factor of B's rate over A's (LoRA+, Hayou et al. 2024, arXiv 2402.12354, eq. 6: 16 there). Both scale
     an optimizer's weight decay with the rate, and not its ``decay`` to the prior, which has no rate in it.
 
+    ``also``: "norms", "biases", or both in a list: those of the model that ``Full(targets="norms")`` and ``"biases"`` name learn beside the
+    adapters, at the rate of A. Streams then go through the layers one after the other.
+
     Raises:
         ValueError: naming the argument; what a model lacks is refused by the engine of that model.
     """
@@ -84,9 +87,11 @@ class LoRA:
     keep_a: bool = False
     rate_pattern: tuple[tuple[str, float], ...] = ()
     b_rate: float = 1.0
+    also: tuple[str, ...] = ()
 
     def __post_init__(self):
         _check_layers(self.layers)
+        keep(self, also=_also(self.also))
         keep(self, rank=integer("rank", self.rank), targets=_targets(self.targets))
         keep(self, rslora=flag("rslora", self.rslora), keep_a=flag("keep_a", self.keep_a))
         keep(self, alpha=alpha_of(self.rank, self.alpha))
@@ -121,6 +126,13 @@ def _targets(given) -> str | tuple[str, ...]:
     if not names or not all(isinstance(name, str) and name for name in names):
         raise wrong("targets", given, EXPECTED)
     return names
+
+
+def _also(given) -> tuple[str, ...]:
+    words = (given,) if isinstance(given, str) else given
+    if not isinstance(words, (list, tuple)) or not all(word in BESIDE for word in words):
+        raise wrong("also", given, f"some of {' and '.join(BESIDE)} in a list, or none")
+    return tuple(word for word in BESIDE if word in words)
 
 
 def _pattern(name: str, given) -> list[tuple[str, object]]:
@@ -225,6 +237,11 @@ def learns_beside(adapt) -> tuple[str, ...]:
     if not isinstance(adapt, Full):
         return ()
     return adapt.targets if isinstance(adapt.targets, tuple) else tuple(word for word in BESIDE if word == adapt.targets)
+
+
+def words_beside(adapt) -> tuple[str, ...]:
+    """Which of BESIDE learn, alone or beside adapters."""
+    return adapt.also if isinstance(adapt, LoRA) else learns_beside(adapt)
 
 
 def whole_model(adapt) -> bool:

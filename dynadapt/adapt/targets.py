@@ -9,7 +9,7 @@ from dynadapt.model import ModelConfig, layout, peft_name
 from dynadapt.model.family import FAMILIES
 from dynadapt.model.layout import group_parts, tensor_shapes
 
-from .methods import EMBED, GROUPS, HEAD, PLACES, TARGETS, LoRA, alpha_of, learns_beside, whole_model
+from .methods import EMBED, GROUPS, HEAD, PLACES, TARGETS, LoRA, alpha_of, learns_beside, whole_model, words_beside
 
 PLACE_OF_EMBED = (-1, EMBED)
 Key = tuple[int, str]
@@ -55,13 +55,13 @@ def adapted_parts(adapt: LoRA, config: ModelConfig) -> dict[Key, list[tuple[int,
 
 
 def norms_and_biases(adapt, config: ModelConfig) -> dict[str, Key]:
-    """{canonical name: (layer, one of PLACES) whose gradient its own is made of} of what ``Full(targets="norms")`` and ``"biases"`` name. The
-    final norm's layer is config.layers.
+    """{canonical name: (layer, one of PLACES) whose gradient its own is made of} of what ``Full(targets="norms")`` and ``"biases"``, or
+    ``LoRA(also=...)``, name. The final norm's layer is config.layers.
 
     Raises:
         ValueError: for layers that the model does not have, and where it has no such tensors or only some parts of a group have them.
     """
-    words, span = learns_beside(adapt), _span(adapt, config)
+    words, span = words_beside(adapt), _span(adapt, config)
     found: dict[str, Key] = {}
     for name in tensor_shapes(config):
         *where, module, kind = name.split(".")
@@ -101,9 +101,10 @@ def lowest(adapt, config: ModelConfig) -> Key | None:
     """(layer, place) down to which a backward goes: (-1, "embed") all the way, None where nothing learns."""
     if whole_model(adapt):
         return PLACE_OF_EMBED
-    if learns_beside(adapt):
-        return min(norms_and_biases(adapt, config).values(), key=lambda key: (key[0], key[1] in PLACES and PLACES.index(key[1])))
     learning = targeted(adapt, config)
+    if words_beside(adapt):
+        learning += norms_and_biases(adapt, config).values()
+        return min(learning, key=lambda key: (key[0], key[1] in PLACES and PLACES.index(key[1])))
     return learning[0] if learning else None
 
 

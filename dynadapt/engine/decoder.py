@@ -433,7 +433,7 @@ class Decoder:
         scaled = d if scale == 1.0 else torch.mul(d, scale, out=self.ws("dembedded", *d.shape))
         if self.adapted_embedding is not None:
             self.adapted_embedding.gradient(scaled, accumulate)
-        if grads is not None:
+        if grads is not None and grads.table is not None:
             self.ops.embedding_backward(batch.inputs.reshape(-1), scaled, grads.table)
             if grads.positions is not None:
                 self.ops.embedding_backward(self._places(batch), scaled, grads.positions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynadapt.adapt.methods import EMBED, GROUPS, HEAD, RowSparse, learns_beside, whole_model
+from dynadapt.adapt.methods import EMBED, GROUPS, HEAD, RowSparse, learns_beside, whole_model, words_beside
 from dynadapt.adapt.targets import norms_and_biases, targeted
 from dynadapt.ops.table import OPS
 
@@ -40,7 +40,7 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
 
 def _biases_learn(adapt, config) -> bool:
     """Whether biases of linears do."""
-    if learns_beside(adapt):
+    if words_beside(adapt):
         return any(name.endswith(".bias") and place in GROUPS for name, (_, place) in norms_and_biases(adapt, config).items())
     return whole_model(adapt) and bool(biased_groups(config))
 

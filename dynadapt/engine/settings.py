@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dynadapt.adapt.guard import as_guard
-from dynadapt.adapt.methods import EMBED, GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model
+from dynadapt.adapt.methods import EMBED, GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model, words_beside
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.reset_policy import Alarm, check_reset
 from dynadapt.adapt.slow import as_slow
@@ -175,6 +175,11 @@ class EngineSettings:
         return self.learns and not isinstance(self.adapt, (LoRA, tuple))
 
     @property
+    def apart(self) -> bool:
+        """Whether each set of weights is a learner of its own, and passes have one set's streams: norms and biases serve all rows of one."""
+        return self.owns_weights or bool(words_beside(self.adapt))
+
+    @property
     def sets(self) -> int:
         """Sets of weights: one a stream, or one that all share."""
         return 1 if self.shared else self.streams
@@ -201,7 +206,7 @@ class EngineSettings:
         if len(self.ways) > 1:
             return f"streams learn in {len(self.ways)} ways, and the gradient kernels know one rule"
         way = self.ways[0]
-        unfused = whole_model(self.adapt) or bool(learns_beside(self.adapt))
+        unfused = whole_model(self.adapt) or bool(words_beside(self.adapt))
         return why_not_fused(way.optimizer, self.accumulate, unfused, may_adapt_around(way.adapt), rates_differ(way.adapt))
 
     def arguments(self) -> dict:
@@ -263,7 +268,7 @@ class EngineSettings:
             raise ValueError(
                 f"reset={alarm!r} with guard=None: there is no prior's score to raise an alarm by; give guard, or reset='auto'"
             )
-        if self.owns_weights and (alarm.back < 1 or alarm.ring):
+        if self.apart and (alarm.back < 1 or alarm.ring):
             raise ValueError(
                 f"reset={alarm!r} with adapt={self.adapt!r}: only adapters go part of the way back or to a copy of what was learned; use "
                 "LoRA, or back=1 and ring=0"
@@ -316,7 +321,11 @@ class EngineSettings:
             "base": (self.base, self.base != "same", "what the slow level learns is added to weights as floats; use base='same'"),
             "static": (self.static, bool(self.static), "a recorded step reads weights at one address; use static=False"),
             "device": (str(self.device), self.device.type != "cpu", "its updates are the CPU's so far; use device='cpu'"),
-            "adapt": (self.adapt, self.owns_weights, "the fast level would learn on the same weights; use LoRA(...) or None"),
+            "adapt": (
+                self.adapt,
+                self.apart,
+                "the fast level would learn on the same weights, or is more than adapters; use LoRA(...) or None",
+            ),
         }
         for name, (value, refused, why) in found.items():
             if refused:
@@ -377,7 +386,7 @@ class EngineSettings:
             )
         learning = targeted(self.adapt, config)
         norms = whole_model(self.adapt)
-        if learns_beside(self.adapt):
+        if words_beside(self.adapt):
             norms = any(name.endswith("norm.weight") for name in norms_and_biases(self.adapt, config))
         if self.base == "float8" and self.owns_weights and len(learning) == config.layers * len(GROUPS):
             raise ValueError(f"base='float8' with adapt={self.adapt!r}: every linear weight learns and none is frozen; use base='same'")

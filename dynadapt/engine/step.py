@@ -61,7 +61,7 @@ class Step:
                 for stream in way.streams:
                     self.depths[stream] = depth
         self.handover: Handover | None = None  # to or from the passes of another step
-        self.own_slots = bool(learners) and not settings.shared and not settings.owns_weights
+        self.own_slots = bool(learners) and not settings.shared and not settings.apart
 
     @property
     def fused(self) -> bool:
@@ -192,7 +192,7 @@ class Step:
 
     def _rates(self, lr: torch.Tensor, stream: int) -> torch.Tensor:
         """The learning rates of what a stream's learner holds, of all sets' ``lr``."""
-        return lr[stream : stream + 1] if self.settings.owns_weights and not self.settings.shared else lr
+        return lr[stream : stream + 1] if self.settings.apart and not self.settings.shared else lr
 
     def _move(self, learner, lr: torch.Tensor, moving: torch.Tensor, made: Tensors) -> None:
         self.fresh = False

@@ -23,9 +23,12 @@ from .layout import adaptable_shapes, hf_module
 from .peft_fields import check_fields, check_targets, model_modules, module_rank, module_scale, shown
 from .safetensors_file import SafetensorsFile
 
+NOTHING: Mapping[str, Callable[[torch.Tensor], None]] = {}
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 _MAGNITUDE = re.compile(r"base_model\.model\.(.+)\.lora_magnitude_vector(?:\.weight)?")  # of DoRA (Liu et al. 2024, arXiv 2402.09353)
+# of bias="all" and a norm in modules_to_save: PEFT writes its bias three times, as it was and as it is
+_COPY = re.compile(r"(base_model\.model\..+)\.(modules_to_save|original_module)\.bias")
 _BASE_KEY = re.compile(r"base_model\.model\.(.+?)(\.base_layer)?\.weight")  # of the base, which PEFT saves beside an adapter of the head
 
 
@@ -114,9 +117,9 @@ def write_settings(directory: Path, settings: dict) -> None:
     (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def read_settings(directory, dora: bool = False) -> dict:
+def read_settings(directory, dora: bool = False, beside: bool = False) -> dict:
     """adapter_config.json of an adapter that is B A times a scale on each of its modules (peft_fields.module_scale); with ``dora`` also
-    of one with DoRA's magnitudes.
+    of one with DoRA's magnitudes, with ``beside`` of one with tensors of the base that learned.
 
     Raises:
         ModelError: naming the file that can't be read, or the field and value that make the adapter something else.
@@ -126,6 +129,7 @@ def read_settings(directory, dora: bool = False) -> dict:
     if not isinstance(settings, dict):
         raise ModelError(f"{directory / SETTINGS}: not a JSON object")
     allowed = {"use_dora"} if dora and type(settings.get("use_dora")) is bool else set()
+    allowed |= {"bias", "modules_to_save"} if beside else set()
     check_fields({name: value for name, value in settings.items() if name not in allowed}, f"adapter {str(directory)!r}")
     return settings
 
@@ -136,12 +140,14 @@ def read_tensors(
     base: Callable[[str], torch.Tensor | None] = lambda module: None,
     magnitudes: dict | None = None,
     embedding: str | None = "",
+    beside: Mapping[str, Callable[[torch.Tensor], None]] = NOTHING,
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """{module: (A [rank, in], B [out, rank])} of adapter_model.safetensors, in their stored dtype; ranks are those of ``settings``.
 
     ``base``: the base's weight of a module around the layers, of which the file may hold a copy; None: it is not known.
     ``magnitudes``: gets DoRA's, {module: [out]}, where ``settings`` say that there are any. ``embedding``: the module that may have an
-    embedding's, (A [rank, V], B [H, rank]); "": none may, None: any.
+    embedding's, (A [rank, V], B [H, rank]); "": none may, None: any. ``beside``: {key: what
+    takes its tensor} of what the file must have beside these.
 
     Raises:
         ModelError: naming the file that can't be read, or the tensor that is no A or B, stands alone, is of another rank, is
@@ -151,7 +157,17 @@ def read_tensors(
     where, file = f"adapter {str(directory)!r}", SafetensorsFile(directory / TENSORS)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     hint = "; PEFT leaves the base's own weights out with save_pretrained(..., save_embedding_layers=False)"
+    for key in beside:
+        if key not in file.tensors:
+            raise ModelError(f"{where} has no tensor {key}, which learns beside this engine's adapters")
     for key in file.tensors:
+        if key in beside:
+            beside[key](file.read(key))
+            continue
+        if (copy := _COPY.fullmatch(key)) and (own := f"{copy[1]}.bias") in beside:
+            if copy[2] == "modules_to_save" and not torch.equal(file.read(key), file.read(own)):
+                raise ModelError(f"{where} has {key} with other values than {own}")
+            continue
         match = _KEY.fullmatch(key)
         if match is None and (copied := _BASE_KEY.fullmatch(key)) and (weight := base(copied[1])) is not None:
             value = file.read(key)
@@ -192,24 +208,30 @@ def read_tensors(
 
 
 def read_for_model(
-    directory, config, weight: Callable[[str], torch.Tensor] | None = None, magnitudes: dict | None = None, embedding: bool = False
+    directory,
+    config,
+    weight: Callable[[str], torch.Tensor] | None = None,
+    magnitudes: dict | None = None,
+    embedding: bool = False,
+    beside=NOTHING,
 ):
     """(settings, {module: (A, B)}) of an adapter of a model of this config, on linears of its layers, its head and with ``embedding`` its
     embedding.
 
     ``weight``: the base's tensor of a canonical name; without it, a file that also holds the base's embedding or head is refused.
-    ``magnitudes``: gets DoRA's, {module: [out]}; without it, an adapter that has them is refused.
+    ``magnitudes``: gets DoRA's, {module: [out]}; without it, an adapter that has them is refused. ``beside``: as of
+    ``read_tensors``.
 
     Raises:
         ModelError: as ``read_settings`` and ``read_tensors``, for a module that is neither a linear of a layer nor the head, or of another shape,
             and where the settings say that other modules are adapted than the file has.
     """
     where = f"adapter {str(directory)!r}"
-    settings = read_settings(directory, dora=magnitudes is not None)
+    settings = read_settings(directory, magnitudes is not None, bool(beside))
     embed = hf_module(config, "embed")
     around = {embed: "embed.weight", hf_module(config, "head"): "embed.weight" if config.tied_head else "head.weight"}
     known = lambda module: weight(around[module]) if weight is not None and module in around else None  # noqa: E731
-    tensors = read_tensors(directory, settings, known, magnitudes, embed if embedding else "")
+    tensors = read_tensors(directory, settings, known, magnitudes, embed if embedding else "", beside)
     if embed in tensors and settings.get("ensure_weight_tying"):
         raise ModelError(f"{where} has ensure_weight_tying=True and tensors of {embed}, which a tied head would have, too; accepted: False")
     shapes = adaptable_shapes(config)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, learns_beside, whole_model
+from dynadapt.adapt.methods import LoRA, learns_beside, whole_model, words_beside
 from dynadapt.adapt.optimizers import Adam
 from dynadapt.adapt.targets import lowest, targeted
 from dynadapt.engine.decoder import Batch, Decoder
@@ -171,8 +171,9 @@ def step_work(
     ledger = Ledger()
     noting, workspace = recorder(ledger, dtype), Workspace(dtype, META)
     own = adapt is not None and not isinstance(adapt, LoRA)
-    slots = 1 if shared or own else streams
-    turns = streams if own and not shared else 1  # streams with weights of their own take turns
+    apart = own or bool(words_beside(adapt))
+    slots = 1 if shared or apart else streams
+    turns = streams if apart and not shared else 1  # streams with weights of their own take turns
     learner = None if adapt is None else make_learner(adapt, optimizer, model, dtype, "meta", META, slots=slots)
     learning = targeted(adapt, config)
     depth = lowest(adapt, config) if learn else None

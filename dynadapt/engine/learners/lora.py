@@ -7,6 +7,7 @@ import math
 import torch
 
 from dynadapt.adapt.methods import EMBED, LoRA, scale_of
+from dynadapt.engine.weights import ModelTensors
 from dynadapt.ops.linear import low_rank_size
 
 from .flat import Block, FlatLayout, FlatState
@@ -21,7 +22,8 @@ class LoraLearner:
     """
 
     owns_weights = False
-    weights_view = gradient_view = None
+    weights_view: ModelTensors | None = None  # what learns beside the adapters
+    gradient_view: ModelTensors | None = None
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class LoraLearner:
             matrices[f"{layer}.{group}.A"] = [(row, rank, 0, k) for rank, _, row, _ in places]
             matrices[f"{layer}.{group}.Bt"] = [(0, rank, column, size) for rank, size, _, column in places]
             unused += max(ranks) * sum(sizes) - low_rank_size(k, sizes, ranks)[1]
-        self.layout = FlatLayout(shapes, matrices, unused)
+        self.layout = FlatLayout({**shapes, **self._shapes_beside()}, matrices, unused)
         self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True, device=device, keep_grad=keep_grad)
         if rates is not None:
             self.state.rate_factor = self._rate_factor(rates, device)
@@ -69,6 +71,10 @@ class LoraLearner:
         self.bind()
         for slot in range(slots):
             self.start(slot, self.initial)
+
+    def _shapes_beside(self) -> dict[str, tuple[int, ...]]:
+        """Of what learns beside adapters, by name: nothing here (lora_beside.py)."""
+        return {}
 
     def _scale(self, parts: list[tuple[int, float]]) -> float | list[tuple[int, float]]:
         """The ``scale`` of the ops for one group: a number where its parts are alike."""

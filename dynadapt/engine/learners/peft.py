@@ -15,6 +15,8 @@ from dynadapt.model.peft import read_for_model, settings_of, tensor_key, write_f
 from dynadapt.model.peft_fields import module_alpha, module_rank, module_scale, shown
 from dynadapt.ops.linear import each_part
 
+from . import peft_beside
+
 
 @dataclass(frozen=True)
 class Adapted:
@@ -60,7 +62,9 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
         tensors[key("A")] = A.float().contiguous()
         tensors[key("B")] = to_hf_rows(config, adapted.part, Bt.t().float()).contiguous()
         modules[adapted.module] = (adapted.rank, adapted.alpha)
-    write_files(directory, tensors, settings_of(config, adapt.rank, adapt.alpha, base_model, modules, adapt.layers, adapt.rslora))
+    more, fields = peft_beside.write(learner, config, learner.state.master[slot], modules)
+    settings = settings_of(config, adapt.rank, adapt.alpha, base_model, modules, adapt.layers, adapt.rslora)
+    write_files(directory, tensors | more, settings | fields)
 
 
 def adapter_row(directory, learner, model) -> torch.Tensor:
@@ -70,8 +74,10 @@ def adapter_row(directory, learner, model) -> torch.Tensor:
         ModelError: naming what the adapter has that this engine does not (rank, alpha, DoRA, modules).
     """
     directory, config = Path(directory), model.config
-    settings, tensors = read_for_model(directory, config, model.tensor, embedding=True)
     row = torch.zeros_like(learner.initial)
+    beside = peft_beside.takers(directory, learner, config, row, {adapted.module for adapted in adapted_modules(learner, config)})
+    settings, tensors = read_for_model(directory, config, model.tensor, embedding=True, beside=beside)
+    peft_beside.check_fields(settings, learner, config, directory)
     for adapted in adapted_modules(learner, config):
         module = adapted.module
         _check_alike(settings, adapted, learner.adapt.rslora, directory)

@@ -28,6 +28,7 @@ def _embedding_backward(tokens, dout, rows):
 @functional(
     "adapted_embedding(Tensor tokens, Tensor A, Tensor Bt, Tensor slots, float scale) -> Tensor",
     lambda tokens, A, Bt, slots, scale, **_: op_embedding.adapted_forward_flops(tokens[0], Bt[2], Bt[1]),
+    gradient=True,
 )
 def _adapted_embedding(tokens, A, Bt, slots, scale):
     out = Bt.new_zeros(tokens.shape[0], Bt.shape[2])
