@@ -140,14 +140,14 @@ def read_tensors(
     base: Callable[[str], torch.Tensor | None] = lambda module: None,
     magnitudes: dict | None = None,
     embedding: str | None = "",
-    beside: Mapping[str, Callable[[torch.Tensor], None]] = NOTHING,
+    beside: Mapping[str, Callable[[torch.Tensor], None]] | None = NOTHING,
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """{module: (A [rank, in], B [out, rank])} of adapter_model.safetensors, in their stored dtype; ranks are those of ``settings``.
 
     ``base``: the base's weight of a module around the layers, of which the file may hold a copy; None: it is not known.
     ``magnitudes``: gets DoRA's, {module: [out]}, where ``settings`` say that there are any. ``embedding``: the module that may have an
     embedding's, (A [rank, V], B [H, rank]); "": none may, None: any. ``beside``: {key: what
-    takes its tensor} of what the file must have beside these.
+    takes its tensor} of what the file must have beside these; None: whatever it has.
 
     Raises:
         ModelError: naming the file that can't be read, or the tensor that is no A or B, stands alone, is of another rank, is
@@ -157,14 +157,18 @@ def read_tensors(
     where, file = f"adapter {str(directory)!r}", SafetensorsFile(directory / TENSORS)
     halves: dict[str, dict[str, torch.Tensor]] = {}
     hint = "; PEFT leaves the base's own weights out with save_pretrained(..., save_embedding_layers=False)"
-    for key in beside:
+    for key in beside or ():
         if key not in file.tensors:
             raise ModelError(f"{where} has no tensor {key}, which learns beside this engine's adapters")
     for key in file.tensors:
-        if key in beside:
+        if beside is None and not _KEY.fullmatch(key):
+            if count_not_finite(file.read(key).float()):
+                raise ModelError(f"{where}: {key} holds a NaN or an infinity")
+            continue
+        if beside and key in beside:
             beside[key](file.read(key))
             continue
-        if (copy := _COPY.fullmatch(key)) and (own := f"{copy[1]}.bias") in beside:
+        if (copy := _COPY.fullmatch(key)) and (own := f"{copy[1]}.bias") in (beside or ()):
             if copy[2] == "modules_to_save" and not torch.equal(file.read(key), file.read(own)):
                 raise ModelError(f"{where} has {key} with other values than {own}")
             continue

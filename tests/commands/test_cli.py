@@ -54,6 +54,7 @@ def test_help_names_every_option_and_default(capsys):
             "keep_a",
             "rate_pattern",
             "b_rate",
+            "also",
             "layers",
             "lr",
             "split",
