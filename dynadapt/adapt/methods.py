@@ -42,7 +42,16 @@ def _check_layers(layers: range | None) -> None:
 
 
 # Fields of LoRA that are said where they are used: words and states of before they were there stay as they are.
-LATER = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False, "rate_pattern": (), "b_rate": 1.0, "also": ()}
+LATER = {
+    "rank_pattern": (),
+    "alpha_pattern": (),
+    "rslora": False,
+    "keep_a": False,
+    "rate_pattern": (),
+    "b_rate": 1.0,
+    "also": (),
+    "dora": False,
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,10 @@ class LoRA:
     ``also``: "norms", "biases", or both in a list: those of the model that ``Full(targets="norms")`` and ``"biases"`` name learn beside the
     adapters, at the rate of A. Streams then go through the layers one after the other.
 
+    ``dora``: each output row of an adapted weight also has a length m that learns at the rate of A, and begins as W's (Liu et al. 2024,
+    arXiv 2402.09353): y = m / n (W x + scale B A x), n = ||W + scale B A|| of each row, through which no gradient goes (section 4.3), as in
+    PEFT. For linears of the layers.
+
     Raises:
         ValueError: naming the argument; what a model lacks is refused by the engine of that model.
     """
@@ -88,10 +101,11 @@ class LoRA:
     rate_pattern: tuple[tuple[str, float], ...] = ()
     b_rate: float = 1.0
     also: tuple[str, ...] = ()
+    dora: bool = False
 
     def __post_init__(self):
         _check_layers(self.layers)
-        keep(self, also=_also(self.also))
+        keep(self, also=_also(self.also), dora=flag("dora", self.dora))
         keep(self, rank=integer("rank", self.rank), targets=_targets(self.targets))
         keep(self, rslora=flag("rslora", self.rslora), keep_a=flag("keep_a", self.keep_a))
         keep(self, alpha=alpha_of(self.rank, self.alpha))
@@ -237,6 +251,11 @@ def learns_beside(adapt) -> tuple[str, ...]:
     if not isinstance(adapt, Full):
         return ()
     return adapt.targets if isinstance(adapt.targets, tuple) else tuple(word for word in BESIDE if word == adapt.targets)
+
+
+def has_lengths(adapt) -> bool:
+    """Whether adapters are DoRA's."""
+    return isinstance(adapt, LoRA) and adapt.dora
 
 
 def words_beside(adapt) -> tuple[str, ...]:

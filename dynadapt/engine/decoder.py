@@ -24,6 +24,7 @@ from .adapted_embedding import AdaptedEmbedding
 from .adapted_head import AdaptedHead
 from .attention_gate import AttentionGate
 from .delta_mixer import DeltaMixer
+from .dora import Dora
 from .handover import Handover
 from .memory import MemoryState
 from .op_set import OpSet
@@ -67,6 +68,11 @@ def _flops(formula, learner, layer: int, group: str, batch: Batch, rows: int, si
     return formula(rows, k, parts, ranks, *more)
 
 
+def _has_lengths(learner, layer: int, group: str) -> bool:
+    """Whether a group's adapters are DoRA's."""
+    return learner is not None and (layer, group) in learner.magnitudes
+
+
 def _learns(learner, layer: int, place: str) -> bool:
     """Whether something learns in one place of a layer (PLACES)."""
     g = learner.gradient_view
@@ -103,6 +109,7 @@ class Decoder:
         self.count: Any = None if weights.positions is None else torch.arange(len(weights.positions), device=workspace.device)
         self.stat_dtype = wide_dtype(ops.dtype)
         self.heads = config.heads, config.kv_heads, config.head_dim
+        self.dora = Dora(self)
         self.gate: Any = AttentionGate(config, ops, workspace) if config.attention_gate else None
         self.delta: Any = None if config.delta is None else DeltaMixer(config, ops, workspace)
         self.attention_layers = [i for i in config.attention_layers if i >= first]
@@ -132,9 +139,12 @@ class Decoder:
         A, Bt, scale, width = _adapter(learner, layer, group)
         y = self._output(layer, group, key, x.shape[0], sum(self.sizes[layer, group][1]))
         u = None if A is None else self.ws((group, "u", key), x.shape[0], width)
-        bias = self.active.bias.get((layer, group))
-        self.ops.linear_forward(x, self._parts(learner, layer, group), bias, A, Bt, batch.adapter_slots, scale, u, y)
+        bias, dora = self.active.bias.get((layer, group)), _has_lengths(learner, layer, group)
+        product = self.dora.before(group, key, *y.shape) if dora else y
+        self.ops.linear_forward(x, self._parts(learner, layer, group), bias, A, Bt, batch.adapter_slots, scale, u, product)
         count(_flops(linear.forward_flops, learner, layer, group, batch, x.shape[0], self.sizes[layer, group]))
+        if dora:
+            self.dora.apply(learner, layer, group, bias, batch, key, count, y)
         return y
 
     def _output(self, layer, group, key, rows, width):
@@ -555,6 +565,8 @@ class Decoder:
         A, Bt, scale, width = _adapter(learner, i, group)
         n = dy.shape[0]
         need_dx = self._goes_on(learner, lowest, i, group)
+        if _has_lengths(learner, i, group):
+            dy = self.dora.back(i, group, dy, batch)
         dU = None if A is None else self.ws((group, "dU"), n, width)
         dx = self.ws((group, "dx"), n, self.sizes[i, group][0]) if need_dx else None
         if need_dx or A is not None:
@@ -568,6 +580,9 @@ class Decoder:
             self.ops.bias_gradient(dy, learner.gradient_view.bias[i, group])
         if (i, group) not in learner.sizes:
             return
+        if _has_lengths(learner, i, group):
+            self.dora.gradient(learner, i, group, self.active.bias.get((i, group)), dy, batch, accumulate)
+            dy = self.dora.back(i, group, dy, batch)
         A, Bt, scale, width = _adapter(learner, i, group)
         n = dy.shape[0]
         u = None if A is None else self.ws((group, "u", i), n, width)

@@ -54,8 +54,8 @@ def each_stream(adapt, optimizer, streams: int, shared: bool) -> tuple[Any, Any]
             where = f"adapt[{i}]={one!r}" if learns is adapt else f"optimizer of each stream with adapt={one!r}"
             if not isinstance(one, LoRA):
                 raise ValueError(f"{where}: streams that differ have adapters; expected LoRA(...)")
-            if one.also:
-                raise ValueError(f"{where}: streams that differ have adapters alone; leave also out")
+            if one.also or one.dora:
+                raise ValueError(f"{where}: streams that differ have adapters alone; leave also and dora out")
             if around := may_adapt_around(one):
                 raise ValueError(
                     f"{where}: streams that differ have adapters in the layers alone; leave {' and '.join(around)} out of targets"

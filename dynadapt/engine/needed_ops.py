@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynadapt.adapt.methods import EMBED, GROUPS, HEAD, RowSparse, learns_beside, whole_model, words_beside
+from dynadapt.adapt.methods import EMBED, GROUPS, HEAD, RowSparse, has_lengths, learns_beside, whole_model, words_beside
 from dynadapt.adapt.targets import norms_and_biases, targeted
 from dynadapt.ops.table import OPS
 
@@ -27,7 +27,7 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         "adapted embedding": (-1, EMBED) in adapted,
         "weights": settings.owns_weights and not learns_beside(adapt),
         "whole": whole_model(adapt),
-        "learned biases": _biases_learn(adapt, config),
+        "learned biases": _biases_learn(adapt, config) or has_lengths(adapt),
         "scored rows": isinstance(adapt, RowSparse) and adapt.select != "fixed",
         "fused": fused,
         "head norms": config.qk_norm,

@@ -9,7 +9,20 @@ from typing import Any
 import torch
 
 from dynadapt.adapt.guard import as_guard
-from dynadapt.adapt.methods import EMBED, GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model, words_beside
+from dynadapt.adapt.methods import (
+    EMBED,
+    GROUPS,
+    HEAD,
+    LATER,
+    Full,
+    LoRA,
+    RowSparse,
+    has_lengths,
+    learns_beside,
+    rates_differ,
+    whole_model,
+    words_beside,
+)
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.reset_policy import Alarm, check_reset
 from dynadapt.adapt.slow import as_slow
@@ -134,6 +147,7 @@ class EngineSettings:
         self._check_kind()
         self._check_base()
         self._check_slow()
+        self._check_dora()
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -207,7 +221,9 @@ class EngineSettings:
             return f"streams learn in {len(self.ways)} ways, and the gradient kernels know one rule"
         way = self.ways[0]
         unfused = whole_model(self.adapt) or bool(words_beside(self.adapt))
-        return why_not_fused(way.optimizer, self.accumulate, unfused, may_adapt_around(way.adapt), rates_differ(way.adapt))
+        return why_not_fused(
+            way.optimizer, self.accumulate, unfused, may_adapt_around(way.adapt), rates_differ(way.adapt), has_lengths(way.adapt)
+        )
 
     def arguments(self) -> dict:
         """What ``Engine`` takes beside the model to be such an engine again."""
@@ -331,6 +347,19 @@ class EngineSettings:
             if refused:
                 raise ValueError(f"{name}={value!r} with slow={self.slow!r}: {why}")
 
+    def _check_dora(self) -> None:
+        """Raises ValueError for what adapters with lengths of rows don't go with."""
+        if not has_lengths(self.adapt):
+            return
+        found = {
+            "backend": (self.backend, self.backend == "triton", "it has no kernels for the lengths of rows; use backend='cpu'"),
+            "base": (self.base, self.base != "same", "the lengths are those of weights as floats; use base='same'"),
+            "slow": (self.slow, self.slow is not None, "the slow level would change the weights whose lengths are known; use slow=None"),
+        }
+        for name, (value, refused, why) in found.items():
+            if refused:
+                raise ValueError(f"{name}={value!r} with adapt={self.adapt!r}: {why}")
+
     def _check_base(self) -> None:
         choice("base", self.base, BASES)
         if self.base == "quants":
@@ -395,6 +424,8 @@ class EngineSettings:
                 f"base='int8' with adapt={self.adapt!r}: an adapter learns on a head in int8, whose logits no gradient makes again; leave "
                 "the head out of targets, or use base='same'"
             )
+        if has_lengths(self.adapt) and {(-1, EMBED), (config.layers, HEAD)} & {*learning}:
+            raise ValueError(f"adapt={self.adapt!r}: DoRA is for the linears of layers; leave head and embed out of targets")
         if self.backend == "triton" and isinstance(self.adapt, LoRA) and (-1, EMBED) in learning:
             raise ValueError(
                 f"adapt={self.adapt!r} with backend='triton': it has no kernels for an adapter on the embedding; leave embed out of targets, or "

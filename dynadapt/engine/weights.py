@@ -36,6 +36,12 @@ def source_weight(model, layer: int, group: str, part: int) -> torch.Tensor:
     return model.tensor(f"layers.{layer}.{layout(model.config, layer)[group][part]}.weight")
 
 
+def squared_rows(model, layer: int, group: str, dtype: torch.dtype, device) -> torch.Tensor:
+    """The squared length [sum O_p] of each output row of a linear group, of weights as ``dtype`` has them, in float32 or wider."""
+    parts = (source_weight(model, layer, group, p) for p in range(len(layout(model.config, layer)[group])))
+    return torch.cat([part.to(device=device, dtype=dtype).to(wide_dtype(dtype)).square().sum(1) for part in parts])
+
+
 def biased_groups(config: ModelConfig) -> dict[tuple[int, str], list[str | None]]:
     """{(layer, group): the canonical name of each part's bias, None where it has none}, for groups with a bias."""
     named = {}

@@ -167,6 +167,7 @@ class EvalConfig:
     also: str | None = setting(
         None, "what learns beside the adapters: norms, biases or norms,biases", read=parse_also, metavar="WHAT", needs={"adapt": ("lora",)}
     )
+    dora: bool = setting(False, "the rows of adapted weights have lengths that learn, too (DoRA)", needs={"adapt": ("lora",)})
     layers: tuple[int, int] | None = setting(
         None, "learn only in layers A to B-1 (default: all)", read=parse_layers, metavar="A:B", needs=LEARNS
     )

@@ -95,8 +95,10 @@ class Session:
         config, stored, state = match_live(model)
         if isinstance(adapt, LoRA) and (-1, EMBED) in targeted(adapt, config):
             raise ValueError(f"adapt={adapt!r}: a session's adapters are on linears; leave embed out of targets, or use an Engine")
-        if isinstance(adapt, LoRA) and adapt.also:
-            raise ValueError(f"adapt={adapt!r}: a session has adapters, or norms and biases; leave also out, or use an Engine")
+        if isinstance(adapt, LoRA) and (adapt.also or adapt.dora):
+            raise ValueError(
+                f"adapt={adapt!r}: a session has plain adapters, or norms and biases; leave also and dora out, or use an Engine"
+            )
         self._places = {name: [key] for name, key in stored.items()}
         self._add_second_head(config, state)
         self._originals = self._copies(adapt, config, state)

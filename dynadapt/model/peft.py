@@ -36,6 +36,10 @@ def tensor_key(module: str, which: str, embedding: bool = False) -> str:
     return f"base_model.model.{module}.lora_{f'embedding_{which}' if embedding else f'{which}.weight'}"
 
 
+def magnitude_key(module: str) -> str:
+    return f"base_model.model.{module}.lora_magnitude_vector"
+
+
 def plain_lora(rank: int, alpha: float, base_model: str | None, target_modules, fan_in_fan_out: bool) -> dict:
     """adapter_config.json of LoRA without any of PEFT's variants."""
     return {

@@ -26,7 +26,7 @@ CONDITIONS = {
     "adapted embedding": "the embedding has an adapter",
     "weights": "weights themselves learn, all or some rows",
     "whole": "the whole model learns",
-    "learned biases": "biases of linears learn",
+    "learned biases": "biases of linears learn, or lengths of rows (DoRA)",
     "scored rows": "rows are chosen by their gradient",
     "fused": "the gradient's kernel updates",
     "head norms": "query and key heads are normalised",

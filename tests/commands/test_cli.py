@@ -55,6 +55,7 @@ def test_help_names_every_option_and_default(capsys):
             "rate_pattern",
             "b_rate",
             "also",
+            "dora",
             "layers",
             "lr",
             "split",

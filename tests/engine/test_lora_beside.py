@@ -181,13 +181,13 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     assert LoRA(also="norms") == LoRA(also=["norms"]) and LoRA(also=["biases", "norms"]).also == ("norms", "biases")
     with pytest.raises(ValueError, match="llama has no biases; expected norms"):
         make(LoRA(also="biases"))
-    with pytest.raises(ValueError, match="streams that differ have adapters alone; leave also out"):
+    with pytest.raises(ValueError, match="streams that differ have adapters alone; leave also and dora out"):
         make([LoRA(also="norms"), LoRA(rank=2)], streams=2)
     with pytest.raises(ValueError, match="slow.adapt=.*LoRA without also"):
         make(LoRA(), slow=Slow(LoRA(also="norms")))
     with pytest.raises(ValueError, match="adapt=.* with slow=.*more than adapters"):
         make(LoRA(also="norms"), slow=Slow())
-    with pytest.raises(ValueError, match="a session has adapters, or norms and biases; leave also out"):
+    with pytest.raises(ValueError, match="a session has plain adapters, or norms and biases; leave also and dora out"):
         attach(to_transformers(m), LoRA(also="norms"))
     with pytest.raises(ValueError, match="reset=Alarm.* only adapters go part of the way back"):
         make(LoRA(also="norms"), guard=Guard(), reset=Alarm(ring=2))

@@ -34,6 +34,7 @@ from dynadapt.experiments.evaluation_settings import _adapt
         ({"keep_a": True, "reset": "document"}, LoRA(keep_a=True)),
         ({"also": "biases,norms", "targets": "embed,q"}, LoRA(also=["norms", "biases"], targets=["embed", "q"])),
         ({"also": ["norms"]}, LoRA(also="norms")),
+        ({"dora": True, "targets": "attn"}, LoRA(dora=True, targets="attn")),
     ],
     ids=str,
 )
@@ -45,7 +46,9 @@ def test_words_and_what_they_mean(words, adapt):
 
 
 def test_a_run_from_before_has_the_same_configuration():
-    assert not {"rank_pattern", "alpha_pattern", "rslora", "keep_a", "rate_pattern", "b_rate", "also"} & EvalConfig().to_dict().keys()
+    assert (
+        not {"rank_pattern", "alpha_pattern", "rslora", "keep_a", "rate_pattern", "b_rate", "also", "dora"} & EvalConfig().to_dict().keys()
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,9 @@ def test_eval_learns_with_them_and_exports_what_peft_reads(tmp_path, capsys):
     assert call("eval", *words, "--targets", "q,embed", "--also", "norms", "--out", str(tmp_path / "more")) == 0
     assert call("export", str(tmp_path / "more"), "--out", str(tmp_path / "more adapter")) == 0
     settings = json.loads((tmp_path / "more adapter" / "adapter_config.json").read_text())
+    assert call("eval", *words, "--targets", "q", "--dora", "--out", str(tmp_path / "dora")) == 0
+    assert call("export", str(tmp_path / "dora"), "--out", str(tmp_path / "dora adapter")) == 0
+    assert dynadapt.load(tmp_path / "dora adapter").config.layers
     assert settings["target_modules"] == ["model.embed_tokens", "q_proj"] and "model.norm" in settings["modules_to_save"]
     assert call("eval", *words, "--targets", "q,w", "--out", str(tmp_path / "other")) != 0
     assert "names no linear: the linears of llama are embed, q, k, v, o, gate, up, down" in capsys.readouterr().err

@@ -25,11 +25,15 @@ class Fused:
     skipped: torch.Tensor
 
 
-def why_not_fused(optimizer, accumulate: bool, beside: bool = False, around: Sequence[str] = (), rates_differ: bool = False) -> str | None:
+def why_not_fused(
+    optimizer, accumulate: bool, beside: bool = False, around: Sequence[str] = (), rates_differ: bool = False, dora: bool = False
+) -> str | None:
     """None when the update can ride in the gradient kernels, else the reason. ``beside``: whether more than linear weights learns. ``around``:
     what has adapters of the head and the embedding."""
     if beside:
         return "gradients of norms, biases, embedding and head have no kernel that updates"
+    if dora:
+        return "the gradient of DoRA's lengths has no kernel that updates"
     if around:
         return f"the gradient of the adapter of {' and '.join(around)} has no kernel that updates"
     if not optimizer.rule().arithmetic.fused:

@@ -15,9 +15,9 @@ class LoraBesideLearner(LoraLearner):
     ``weights_view`` and adds to their gradients in ``gradient_view`` (weights.py).
     """
 
-    def __init__(self, adapt, optimizer, model, groups, parts, dtype, seed: int, device="cpu", rates=None):
+    def __init__(self, adapt, optimizer, model, groups, parts, dtype, seed: int, device="cpu", rates=None, squares=None):
         self.beside, self.model, self.dtype = BesideTensors(adapt, model.config), model, dtype
-        super().__init__(adapt, optimizer, groups, parts, 1, dtype, seed, device, True, rates)
+        super().__init__(adapt, optimizer, groups, parts, 1, dtype, seed, device, True, rates, squares)
 
     def _shapes_beside(self):
         return self.beside.shapes

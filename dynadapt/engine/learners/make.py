@@ -8,7 +8,7 @@ import torch
 
 from dynadapt.adapt.methods import LoRA, learns_beside, rates_differ, whole_model
 from dynadapt.adapt.targets import adapted_parts, rate_factors, targeted
-from dynadapt.engine.weights import adaptable_sizes, group_sizes, source_weight
+from dynadapt.engine.weights import adaptable_sizes, group_sizes, source_weight, squared_rows
 
 from .beside import NormBiasLearner
 from .lora import LoraLearner
@@ -40,9 +40,10 @@ def make_learner(
     if isinstance(adapt, LoRA):
         parts = adapted_parts(adapt, model.config)
         rates = rate_factors(adapt, model.config, parts) if rates_differ(adapt) else None
+        squares = {key: squared_rows(model, *key, dtype, device) for key in parts} if adapt.dora else None
         if adapt.also:
-            return LoraBesideLearner(adapt, optimizer, model, adaptable_sizes(model.config), parts, dtype, seed, device, rates)
-        return LoraLearner(adapt, optimizer, adaptable_sizes(model.config), parts, slots, dtype, seed, device, keep_grad, rates)
+            return LoraBesideLearner(adapt, optimizer, model, adaptable_sizes(model.config), parts, dtype, seed, device, rates, squares)
+        return LoraLearner(adapt, optimizer, adaptable_sizes(model.config), parts, slots, dtype, seed, device, keep_grad, rates, squares)
     if whole_model(adapt):
         return ModelLearner(adapt, optimizer, model, dtype, backend, device, keep_prior)
     if learns_beside(adapt):

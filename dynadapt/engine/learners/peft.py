@@ -11,7 +11,7 @@ import torch
 from dynadapt.adapt.methods import EMBED
 from dynadapt.model import ModelError, peft_name
 from dynadapt.model.layout import from_hf_rows, group_parts, to_hf_rows
-from dynadapt.model.peft import read_for_model, settings_of, tensor_key, write_files
+from dynadapt.model.peft import magnitude_key, read_for_model, settings_of, tensor_key, write_files
 from dynadapt.model.peft_fields import module_alpha, module_rank, module_scale, shown
 from dynadapt.ops.linear import each_part
 
@@ -51,6 +51,11 @@ def halves_of(learner, row: torch.Tensor, adapted: Adapted) -> tuple[torch.Tenso
     return adapted.halves(*(learner.layout.view(row, f"{adapted.layer}.{adapted.group}.{half}") for half in ("A", "Bt")))
 
 
+def lengths_of(learner, row: torch.Tensor, adapted: Adapted) -> torch.Tensor:
+    """A view of one linear's m (DoRA) in a slot's ``row`` [P]."""
+    return learner.layout.view(row, f"{adapted.layer}.{adapted.group}.m")[adapted.columns]
+
+
 def write_adapter(directory, learner, config, slot: int, base_model: str) -> None:
     """Write the adapter of one slot, float32 masters, as a PEFT directory."""
     directory, adapt = Path(directory), learner.adapt
@@ -62,9 +67,12 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
         tensors[key("A")] = A.float().contiguous()
         tensors[key("B")] = to_hf_rows(config, adapted.part, Bt.t().float()).contiguous()
         modules[adapted.module] = (adapted.rank, adapted.alpha)
+        if adapt.dora:
+            own = to_hf_rows(config, adapted.part, lengths_of(learner, learner.state.master[slot], adapted).float())
+            tensors[magnitude_key(adapted.module)] = own.contiguous()
     more, fields = peft_beside.write(learner, config, learner.state.master[slot], modules)
     settings = settings_of(config, adapt.rank, adapt.alpha, base_model, modules, adapt.layers, adapt.rslora)
-    write_files(directory, tensors | more, settings | fields)
+    write_files(directory, tensors | more, settings | fields | {"use_dora": adapt.dora})
 
 
 def adapter_row(directory, learner, model) -> torch.Tensor:
@@ -76,7 +84,10 @@ def adapter_row(directory, learner, model) -> torch.Tensor:
     directory, config = Path(directory), model.config
     row = torch.zeros_like(learner.initial)
     beside = peft_beside.takers(directory, learner, config, row, {adapted.module for adapted in adapted_modules(learner, config)})
-    settings, tensors = read_for_model(directory, config, model.tensor, embedding=True, beside=beside)
+    magnitudes: dict[str, torch.Tensor] | None = {} if learner.adapt.dora else None
+    settings, tensors = read_for_model(directory, config, model.tensor, magnitudes, embedding=True, beside=beside)
+    if magnitudes is not None and not settings.get("use_dora"):
+        raise ModelError(f"{directory}: adapter has use_dora={shown(settings.get('use_dora'))}; the engine's LoRA has dora=True")
     peft_beside.check_fields(settings, learner, config, directory)
     for adapted in adapted_modules(learner, config):
         module = adapted.module
@@ -89,6 +100,8 @@ def adapter_row(directory, learner, model) -> torch.Tensor:
         theirs, stored = tensors.pop(module)
         A.copy_(theirs)
         Bt.t().copy_(from_hf_rows(config, adapted.part, stored))
+        if magnitudes is not None:
+            lengths_of(learner, row, adapted).copy_(from_hf_rows(config, adapted.part, magnitudes[module]))
     if tensors:
         other = min(tensors)
         raise ModelError(
