@@ -153,6 +153,10 @@ def test_resets_rates_and_gradients_that_wait():
     twice.forward_backward(row), twice.forward_backward(row)
     twice.optim_step()
     torch.testing.assert_close(twice.learners[0].state.master, whole.learners[0].state.master, atol=1e-6, rtol=0)
+    fresh = make(0.5)  # a step's gradient is its own: nothing of the one before is in it
+    fresh.learners[0].start(0, whole.learners[0].state.master[0])
+    whole.step(row), fresh.step(row)
+    assert torch.equal(fresh.learners[0].state.master, whole.learners[0].state.master)
 
 
 @pytest.mark.parametrize("family,also", CASES, ids=str)
