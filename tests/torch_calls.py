@@ -17,7 +17,7 @@ from dynadapt.bench.cases.cross_entropy import (
 )
 from dynadapt.bench.cases.delta_gates import delta_gates_backward, delta_gates_forward
 from dynadapt.bench.cases.delta_rule import delta_rule_backward, delta_rule_forward
-from dynadapt.bench.cases.embedding import embedding_backward, embedding_forward
+from dynadapt.bench.cases.embedding import adapted_embedding_backward, adapted_embedding_forward, embedding_backward, embedding_forward
 from dynadapt.bench.cases.gated_norm import gated_norm_backward, gated_norm_forward
 from dynadapt.bench.cases.head_norm import head_norm_backward, head_norm_forward
 from dynadapt.bench.cases.linear import linear_backward, linear_forward
@@ -63,6 +63,8 @@ CALLS = {
     "activation_backward": (activation_backward, (6, 8, "gelu"), {}),
     "embedding": (embedding_forward, (3, 3, 5, 4), {}),
     "embedding_backward": (embedding_backward, (3, 3, 5), {"rows": 5}),
+    "adapted_embedding": (adapted_embedding_forward, (6, 3, 5, 2, 2), {}),
+    "adapted_embedding_backward": (adapted_embedding_backward, (6, 3, 5, 2, 2), {}),
     "attention": (attention_forward, ATTENTION, {}),
     "attention_backward": (attention_backward, ATTENTION, {}),
     "short_convolution": (short_convolution_forward, (2, 3, 5), {}),

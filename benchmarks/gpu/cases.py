@@ -131,6 +131,8 @@ ELSEWHERE = (
     "row_scores",
     "linear_mse",
     "embedding_backward",
+    "adapted_embedding_forward",
+    "adapted_embedding_backward",
 )
 ELSEWHERE += tuple(
     f"{op}_{way}" for op in ("short_convolution", "delta_gates", "delta_rule", "gated_norm") for way in ("forward", "backward")

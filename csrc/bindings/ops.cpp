@@ -233,6 +233,16 @@ void bind_ops(py::module_& module) {
   });
   define(module, "embedding_backward", {"tokens", "dout", "dtable"},
          [](Arguments& a) { call(dynadapt_embedding_backward, a["tokens"], a["dout"], a["dtable"]); });
+  define(module, "adapted_embedding_forward", {"tokens", "A", "Bt", "slots", "scale", "out"}, [](Arguments& a) {
+    const dynadapt_adapted_embedding_params params{sizeof params, 0, a.number("scale")};
+    call(dynadapt_adapted_embedding_forward, a["tokens"], a["A"], a["Bt"], a["slots"], a["out"], &params);
+  });
+  define(module, "adapted_embedding_backward", {"tokens", "dout", "A", "Bt", "slots", "scale", "dA", "dBt", "accumulate"},
+         [](Arguments& a) {
+           const dynadapt_adapted_embedding_params params{sizeof params, a.flag("accumulate"), a.number("scale")};
+           call(dynadapt_adapted_embedding_backward, a["tokens"], a["dout"], a["A"], a["Bt"], a["slots"], a["dA"], a["dBt"],
+                &params);
+         });
 
   define<2>(
       module, "attention_forward",

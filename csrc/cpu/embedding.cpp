@@ -1,7 +1,34 @@
 // The C entry points of the embedding: arguments are checked here, and nowhere below.
 #include "cpu/embedding.h"
 
+#include "cpu/low_rank.h"
+
 using namespace dynadapt;
+
+namespace {
+
+/// What both ways read. `width`: of a row.
+void check_adapted(const Op& op, AdaptedEmbedding& c, DType dtype, const DLTensor* tokens, const DLTensor* A, const DLTensor* Bt,
+                   const DLTensor* slots, float scale) {
+  const View b = op.tensor("Bt", Bt, {-1, -1, c.width}, dtype, Layout::slots);
+  op.require(b.size[1] >= 1, "Bt has rank 0, accepted is at least 1");
+  const View a = op.tensor("A", A, {b.size[0], b.size[1], -1}, dtype, Layout::slots);
+  const View own = op.tensor("slots", slots, {-1}, kI32);
+  c.streams = own.size[0];
+  op.require(c.streams >= 1 && c.rows % c.streams == 0, "slots has %lld entries for %lld rows, accepted is a divisor of the rows",
+             (long long)c.streams, (long long)c.rows);
+  c.slots = op.indices32("slots", own, 0, b.size[0]);
+  c.rank = b.size[1];
+  c.vocabulary = a.size[2];
+  c.tokens = op.indices64("tokens", op.tensor("tokens", tokens, {c.rows}, kI64), 0, c.vocabulary);
+  c.A = a.data;
+  c.A_stride = a.stride[0];
+  c.Bt = b.data;
+  c.Bt_stride = b.stride[0];
+  c.scale = op.finite("scale", scale);
+}
+
+}  // namespace
 
 extern "C" {
 
@@ -41,6 +68,45 @@ int dynadapt_embedding_backward(const DLTensor* tokens, const DLTensor* dout, co
     c.tokens = op.indices64("tokens", op.tensor("tokens", tokens, {in.size[0]}, kI64), 0, table.size[0]);
     c.dtable = table.as<float>();
     if (c.rows) kernels<ByType<EmbeddingKernels>>().of(in.dtype).backward(c);
+  });
+}
+
+int dynadapt_adapted_embedding_forward(const DLTensor* tokens, const DLTensor* A, const DLTensor* Bt, const DLTensor* slots,
+                                       const DLTensor* out, const dynadapt_adapted_embedding_params* params) {
+  return guarded([&] {
+    const Op op("adapted_embedding_forward");
+    const auto& p = op.params(params);
+    AdaptedEmbeddingForward c{};
+    const View to = op.output("out", out, {-1, -1}, kAct);
+    c.rows = to.size[0];
+    c.width = to.size[1];
+    c.out = to.data;
+    check_adapted(op, c, to.dtype, tokens, A, Bt, slots, p.scale);
+    if (c.rows) kernels<ByType<EmbeddingKernels>>().of(to.dtype).adapted_forward(c);
+  });
+}
+
+int dynadapt_adapted_embedding_backward(const DLTensor* tokens, const DLTensor* dout, const DLTensor* A, const DLTensor* Bt,
+                                        const DLTensor* slots, const DLTensor* dA, const DLTensor* dBt,
+                                        const dynadapt_adapted_embedding_params* params) {
+  return guarded([&] {
+    const Op op("adapted_embedding_backward");
+    const auto& p = op.params(params);
+    AdaptedEmbeddingBackward c{};
+    const View in = op.tensor("dout", dout, {-1, -1}, kAct);
+    c.rows = in.size[0];
+    c.width = in.size[1];
+    c.dout = in.data;
+    check_adapted(op, c, in.dtype, tokens, A, Bt, slots, p.scale);
+    check_own_slots(op, op.tensor("slots", slots, {-1}, kI32), Bt->shape[0], c.rows);
+    const View a = op.output("dA", dA, {Bt->shape[0], c.rank, c.vocabulary}, kF32, Layout::slots);
+    const View b = op.output("dBt", dBt, {Bt->shape[0], c.rank, c.width}, kF32, Layout::slots);
+    c.dA = a.as<float>();
+    c.dA_stride = a.stride[0];
+    c.dBt = b.as<float>();
+    c.dBt_stride = b.stride[0];
+    c.accumulate = p.accumulate;
+    kernels<ByType<EmbeddingKernels>>().of(in.dtype).adapted_backward(c);
   });
 }
 

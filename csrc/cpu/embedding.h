@@ -25,9 +25,32 @@ struct EmbeddingBackward {
   float* dtable;          // [V, width], added to
 };
 
+/// An adapter on the embedding for each of `streams` streams, whose rows lie one behind the other.
+struct AdaptedEmbedding {
+  int64_t rows, streams, width, vocabulary, rank;
+  const int64_t* tokens;  // [rows]
+  const int32_t* slots;   // [streams]
+  const void *A, *Bt;     // T [slots, rank, vocabulary] and [slots, rank, width]
+  int64_t A_stride, Bt_stride;
+  float scale;
+};
+
+struct AdaptedEmbeddingForward : AdaptedEmbedding {
+  void* out;  // T [rows, width], added to
+};
+
+struct AdaptedEmbeddingBackward : AdaptedEmbedding {
+  const void* dout;  // T [rows, width]
+  float *dA, *dBt;   // as A and Bt
+  int64_t dA_stride, dBt_stride;
+  bool accumulate;
+};
+
 struct EmbeddingKernels {
   void (*forward)(const EmbeddingForward&);
   void (*backward)(const EmbeddingBackward&);
+  void (*adapted_forward)(const AdaptedEmbeddingForward&);
+  void (*adapted_backward)(const AdaptedEmbeddingBackward&);
 };
 DYN_TABLE(ByType<EmbeddingKernels>, embedding_kernels)
 

@@ -14,20 +14,6 @@ namespace {
 
 typedef long long ll;
 
-/// The slots a gradient is written to; two streams can't write to one.
-void check_own_slots(const Op& op, const View& slots, int64_t limit, int64_t N) {
-  const int64_t streams = slots.size[0];
-  op.require(streams >= 1 && N % streams == 0, "slots has %lld entries for %lld rows, accepted is a divisor of the rows",
-             (ll)streams, (ll)N);
-  std::vector<int32_t> sorted(slots.as<int32_t>(), slots.as<int32_t>() + streams);
-  std::sort(sorted.begin(), sorted.end());
-  op.require(sorted.front() >= 0 && sorted.back() < limit, "slots has entries from %d to %d, accepted are 0 to %lld",
-             sorted.front(), sorted.back(), (ll)limit - 1);
-  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
-  op.require(twice == sorted.end(), "slots has %d more than once, accepted are distinct slots",
-             twice == sorted.end() ? 0 : *twice);
-}
-
 struct GradientTensors {
   const DLTensor *dA, *dBt, *slots;
 };

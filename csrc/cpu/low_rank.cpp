@@ -1,5 +1,7 @@
 #include "cpu/low_rank.h"
 
+#include <algorithm>
+
 namespace dynadapt {
 
 Ranks check_ranks(const Op& op, const int64_t* ranks, const float* scales, float scale, int parts, int64_t rank) {
@@ -18,6 +20,19 @@ Ranks check_ranks(const Op& op, const int64_t* ranks, const float* scales, float
   op.require(out.largest == rank, "part_ranks are at most %lld, accepted is that the largest is Bt's rank, %lld",
              (long long)out.largest, (long long)rank);
   return out;
+}
+
+void check_own_slots(const Op& op, const View& slots, int64_t limit, int64_t N) {
+  const int64_t streams = slots.size[0];
+  op.require(streams >= 1 && N % streams == 0, "slots has %lld entries for %lld rows, accepted is a divisor of the rows",
+             (long long)streams, (long long)N);
+  std::vector<int32_t> sorted(slots.as<int32_t>(), slots.as<int32_t>() + streams);
+  std::sort(sorted.begin(), sorted.end());
+  op.require(sorted.front() >= 0 && sorted.back() < limit, "slots has entries from %d to %d, accepted are 0 to %lld",
+             sorted.front(), sorted.back(), (long long)limit - 1);
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  op.require(twice == sorted.end(), "slots has %d more than once, accepted are distinct slots",
+             twice == sorted.end() ? 0 : *twice);
 }
 
 void check_slot_table(const Op& op, const SlotTable& t) {

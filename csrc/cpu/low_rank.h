@@ -64,6 +64,9 @@ struct StreamPairs : std::vector<StreamPair<Pointer>> {
 /// `ranks` and `scales` of each part, or both null: each has Bt's `rank` and `scale`.
 Ranks check_ranks(const Op& op, const int64_t* ranks, const float* scales, float scale, int parts, int64_t rank);
 
+/// Checks the slots that a gradient is written to: two streams can't write to one.
+void check_own_slots(const Op& op, const View& slots, int64_t limit, int64_t N);
+
 /// What a caller says of adapters that are each slot's own (dynadapt_linear_params.slot_table).
 struct SlotTable {
   int64_t slots;

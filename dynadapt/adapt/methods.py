@@ -23,11 +23,10 @@ BESIDE = ("norms", "biases")  # what learns without the linear weights
 PLACES = ("attn_norm", "qkv", "o", "mlp_norm", "mlp_in", "down")
 # Linears of a layer, as dynadapt.model.layout names them, and of one with the gated delta rule in attention's place.
 PARTS = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "delta_qkv", "delta_z", "delta_b", "delta_a", "delta_o")
-HEAD = "head"
-NO_ADAPTER = ("embed",)
+HEAD, EMBED = "head", "embed"  # around the layers: (layers, "head") and (-1, "embed")
 MEANT = "attn: q, k, v and o; mlp: gate, up and down"
 EXPECTED = (
-    f"one of {', '.join(LINEAR)}, a list of linears ({', '.join((*PARTS, HEAD))}, or endings of PEFT's module names), or a regular expression "
+    f"one of {', '.join(LINEAR)}, a list of linears ({', '.join((*PARTS, HEAD, EMBED))}, or endings of PEFT's module names), or a regular expression "
     "over these names"
 )
 
@@ -43,7 +42,16 @@ def _check_layers(layers: range | None) -> None:
 
 
 # Fields of LoRA that are said where they are used: words and states of before they were there stay as they are.
-LATER = {"rank_pattern": (), "alpha_pattern": (), "rslora": False, "keep_a": False, "rate_pattern": (), "b_rate": 1.0}
+LATER = {
+    "rank_pattern": (),
+    "alpha_pattern": (),
+    "rslora": False,
+    "keep_a": False,
+    "rate_pattern": (),
+    "b_rate": 1.0,
+    "also": (),
+    "dora": False,
+}
 
 
 @dataclass(frozen=True)
@@ -54,18 +62,29 @@ class LoRA:
     +-1/sqrt(in) as PEFT's does, the same for every stream; B starts at zero.
 
     ``targets``: all, attn or mlp; a list of linears (q, k, v, o, gate, up, down; qkv where they are one, as in GPT-2, GPT-NeoX and Phi-3,
-    where gate_up is one, too; delta_qkv, delta_z, delta_b, delta_a, delta_o of the gated delta rule; head, which makes the logits, tied or not: the embedding stays; or endings of PEFT's module names,
-    such as q_proj); or a regular expression that a whole module name of PEFT's matches. ``rank_pattern``, ``alpha_pattern``:
+    where gate_up is one, too; delta_qkv, delta_z, delta_b, delta_a, delta_o of the gated delta rule; head, which makes the logits, tied or not; embed, the token embedding, of which a tied head stays
+    as it is; or endings of PEFT's module names, such as q_proj); or a regular expression that a whole module name of PEFT's matches. ``rank_pattern``, ``alpha_pattern``:
     the rank and alpha of some of them, {linear or PEFT's pattern: number}, of which the first that fits counts, as in PEFT; others
     have ``rank`` and ``alpha``. ``rslora``: the scale is alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
 
     ``keep_a``: a reset takes B back to zero and leaves A as it has learned, so that the adapter adds nothing again and the next text
     starts with the directions that earlier ones have found. The optimizer's state starts anew for both.
 
+    On the embedding a token t gets E[t] + scale B A[:, t], with PEFT's start: A [rank, V] is zero there and B [H, rank] normal with
+    deviation 1, the same for every stream. It is A that goes back to zero, and B that ``keep_a`` leaves. ``layers`` concerns neither it nor
+    the head.
+
     ``rate_pattern``: factors of the stream's learning rate for some linears, {linear or PEFT's pattern: number of at least 0}, found as in
     ``rank_pattern``; others have 1. At 0 the adapter is there and does not learn, though its gradient still counts in the norm that
     ``clip`` looks at. ``b_rate``: the factor of B's rate over A's (LoRA+, Hayou et al. 2024, arXiv 2402.12354, eq. 6: 16 there). Both scale
     an optimizer's weight decay with the rate, and not its ``decay`` to the prior, which has no rate in it.
+
+    ``also``: "norms", "biases", or both in a list: those of the model that ``Full(targets="norms")`` and ``"biases"`` name learn beside the
+    adapters, at the rate of A. Streams then go through the layers one after the other.
+
+    ``dora``: each output row of an adapted weight also has a length m that learns at the rate of A, and begins as W's (Liu et al. 2024,
+    arXiv 2402.09353): y = m / n (W x + scale B A x), n = ||W + scale B A|| of each row, through which no gradient goes (section 4.3), as in
+    PEFT. For linears of the layers.
 
     Raises:
         ValueError: naming the argument; what a model lacks is refused by the engine of that model.
@@ -81,9 +100,12 @@ class LoRA:
     keep_a: bool = False
     rate_pattern: tuple[tuple[str, float], ...] = ()
     b_rate: float = 1.0
+    also: tuple[str, ...] = ()
+    dora: bool = False
 
     def __post_init__(self):
         _check_layers(self.layers)
+        keep(self, also=_also(self.also), dora=flag("dora", self.dora))
         keep(self, rank=integer("rank", self.rank), targets=_targets(self.targets))
         keep(self, rslora=flag("rslora", self.rslora), keep_a=flag("keep_a", self.keep_a))
         keep(self, alpha=alpha_of(self.rank, self.alpha))
@@ -109,7 +131,7 @@ def _targets(given) -> str | tuple[str, ...]:
     """A word, a regular expression, or names."""
     if isinstance(given, str) and given in LINEAR:
         return given
-    if isinstance(given, str) and given not in (*PARTS, HEAD, *NO_ADAPTER):
+    if isinstance(given, str) and given not in (*PARTS, HEAD, EMBED):
         if not given or given.isidentifier():  # a plain word matches no whole module name
             raise wrong("targets", given, EXPECTED)
         _check_expression("targets", given, EXPECTED)
@@ -117,16 +139,18 @@ def _targets(given) -> str | tuple[str, ...]:
     names = tuple([given] if isinstance(given, str) else sequence("targets", given, EXPECTED))
     if not names or not all(isinstance(name, str) and name for name in names):
         raise wrong("targets", given, EXPECTED)
-    for name in names:
-        if name in NO_ADAPTER:
-            raise ValueError(
-                f"targets has {name!r}: adapters are for linears, which the look-up of the embedding is not; expected {EXPECTED}"
-            )
     return names
 
 
+def _also(given) -> tuple[str, ...]:
+    words = (given,) if isinstance(given, str) else given
+    if not isinstance(words, (list, tuple)) or not all(word in BESIDE for word in words):
+        raise wrong("also", given, f"some of {' and '.join(BESIDE)} in a list, or none")
+    return tuple(word for word in BESIDE if word in words)
+
+
 def _pattern(name: str, given) -> list[tuple[str, object]]:
-    expected = f"{{linear ({', '.join((*PARTS, HEAD))}) or PEFT's pattern of module names: number}}"
+    expected = f"{{linear ({', '.join((*PARTS, HEAD, EMBED))}) or PEFT's pattern of module names: number}}"
     pairs = list(given.items()) if isinstance(given, Mapping) else list(given) if isinstance(given, (list, tuple)) else None
     if pairs is None or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
         raise wrong(name, given, expected)
@@ -227,6 +251,16 @@ def learns_beside(adapt) -> tuple[str, ...]:
     if not isinstance(adapt, Full):
         return ()
     return adapt.targets if isinstance(adapt.targets, tuple) else tuple(word for word in BESIDE if word == adapt.targets)
+
+
+def has_lengths(adapt) -> bool:
+    """Whether adapters are DoRA's."""
+    return isinstance(adapt, LoRA) and adapt.dora
+
+
+def words_beside(adapt) -> tuple[str, ...]:
+    """Which of BESIDE learn, alone or beside adapters."""
+    return adapt.also if isinstance(adapt, LoRA) else learns_beside(adapt)
 
 
 def whole_model(adapt) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dynadapt.common.checks import integer, keep, wrong
 
-from .methods import HEAD, LINEAR, Full, LoRA
+from .methods import EMBED, HEAD, LINEAR, Full, LoRA
 from .optimizers import SGD, Optimizer
 
 
@@ -38,8 +38,10 @@ class Slow:
         keep(self, every=integer("every", self.every), window=None if self.window is None else integer("window", self.window))
         if not isinstance(self.adapt, (LoRA, Full)) or isinstance(self.adapt, Full) and self.adapt.targets not in LINEAR:
             raise wrong("slow.adapt", self.adapt, f"LoRA(...), or Full(targets=...) with {', '.join(LINEAR)}")
-        if isinstance(self.adapt, LoRA) and not isinstance(self.adapt.targets, str) and HEAD in self.adapt.targets:
-            raise wrong("slow.adapt", self.adapt, "targets without the head, which stays as it was loaded")
+        if isinstance(self.adapt, LoRA) and (self.adapt.also or self.adapt.dora):
+            raise wrong("slow.adapt", self.adapt, "LoRA without also and dora")
+        if isinstance(self.adapt, LoRA) and not isinstance(self.adapt.targets, str) and {HEAD, EMBED} & {*self.adapt.targets}:
+            raise wrong("slow.adapt", self.adapt, "targets without head and embed, which stay as they were loaded")
         if not isinstance(self.optimizer, Optimizer) or type(self.optimizer) is Optimizer or self.optimizer.uses_statistics:
             raise wrong("slow.optimizer", self.optimizer, "SGD(...), Adam(...), AdamW(...), Lion(...) or Muon(...)")
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 
 from dynadapt.model import ModelConfig, layout, peft_name
 from dynadapt.model.family import FAMILIES
-from dynadapt.model.layout import group_parts, hf_module, tensor_shapes
+from dynadapt.model.layout import group_parts, tensor_shapes
 
-from .methods import GROUPS, HEAD, NO_ADAPTER, PLACES, TARGETS, LoRA, alpha_of, learns_beside, whole_model
+from .methods import EMBED, GROUPS, HEAD, PLACES, TARGETS, LoRA, alpha_of, learns_beside, whole_model, words_beside
 
-AROUND = ("embed", "positions")  # modules that PEFT could adapt, around the layers
+PLACE_OF_EMBED = (-1, EMBED)
 Key = tuple[int, str]
 
 
@@ -31,14 +31,15 @@ def targeted(adapt, config: ModelConfig) -> list[Key]:
 
 
 def adapted_parts(adapt: LoRA, config: ModelConfig) -> dict[Key, list[tuple[int, float]]]:
-    """{(layer, group): (rank, alpha) of each part of the group, rank 0 for one that has no adapter}, in forward order. The head is
-    (config.layers, "head"), whatever ``layers`` says.
+    """{(layer, group): (rank, alpha) of each part of the group, rank 0 for one that has no adapter}, in forward order. The embedding
+    is (-1, "embed") and the head (config.layers, "head"), whatever ``layers`` says.
 
     Raises:
         ValueError: for layers, names or patterns that the model does not have.
     """
     span = _span(adapt, config)
-    linears = [(i, group, part) for i in span for group, parts in layout(config, i).items() for part in parts]
+    linears = [(*PLACE_OF_EMBED, EMBED)]
+    linears += [(i, group, part) for i in span for group, parts in layout(config, i).items() for part in parts]
     linears.append((config.layers, HEAD, HEAD))
     chosen = {linear for linear in linears if _is_target(adapt.targets, *linear[1:], peft_name(config, linear[0], linear[2]))}
     _check_names(adapt, config, linears, chosen)
@@ -54,13 +55,13 @@ def adapted_parts(adapt: LoRA, config: ModelConfig) -> dict[Key, list[tuple[int,
 
 
 def norms_and_biases(adapt, config: ModelConfig) -> dict[str, Key]:
-    """{canonical name: (layer, one of PLACES) whose gradient its own is made of} of what ``Full(targets="norms")`` and ``"biases"`` name. The
-    final norm's layer is config.layers.
+    """{canonical name: (layer, one of PLACES) whose gradient its own is made of} of what ``Full(targets="norms")`` and ``"biases"``, or
+    ``LoRA(also=...)``, name. The final norm's layer is config.layers.
 
     Raises:
         ValueError: for layers that the model does not have, and where it has no such tensors or only some parts of a group have them.
     """
-    words, span = learns_beside(adapt), _span(adapt, config)
+    words, span = words_beside(adapt), _span(adapt, config)
     found: dict[str, Key] = {}
     for name in tensor_shapes(config):
         *where, module, kind = name.split(".")
@@ -99,10 +100,11 @@ def _check_whole_groups(adapt, config: ModelConfig, found: Mapping[str, Key]) ->
 def lowest(adapt, config: ModelConfig) -> Key | None:
     """(layer, place) down to which a backward goes: (-1, "embed") all the way, None where nothing learns."""
     if whole_model(adapt):
-        return -1, "embed"
-    if learns_beside(adapt):
-        return min(norms_and_biases(adapt, config).values(), key=lambda key: (key[0], key[1] in PLACES and PLACES.index(key[1])))
+        return PLACE_OF_EMBED
     learning = targeted(adapt, config)
+    if words_beside(adapt):
+        learning += norms_and_biases(adapt, config).values()
+        return min(learning, key=lambda key: (key[0], key[1] in PLACES and PLACES.index(key[1])))
     return learning[0] if learning else None
 
 
@@ -145,28 +147,28 @@ def _check_names(adapt: LoRA, config: ModelConfig, linears, chosen) -> None:
         for name in adapt.targets:
             if not any(_is_named(name, part, peft_name(config, i, part)) for i, _, part in linears):
                 raise ValueError(f"targets has {name!r}, which names no linear: {there}")
-    elif adapt.targets not in TARGETS:
-        for module in (hf_module(config, name) for name in AROUND if name in FAMILIES[config.family].hf_modules):
-            if re.fullmatch(adapt.targets, module):
-                raise ValueError(f"targets={adapt.targets!r} matches {module}, which has no adapter: {there}")
+    elif adapt.targets not in TARGETS and (positions := FAMILIES[config.family].hf_modules.get("positions")):
+        if re.fullmatch(adapt.targets, positions):
+            raise ValueError(f"targets={adapt.targets!r} matches {positions}, which has no adapter: {there}")
     if not chosen:
         raise ValueError(f"targets={adapt.targets!r} matches no linear: {there}")
     for name in ("rank_pattern", "alpha_pattern", "rate_pattern"):
         for key, _ in getattr(adapt, name):
             if not any(_fits(key, part, peft_name(config, i, part)) for i, _, part in chosen):
-                hint = " (the embedding has no adapter)" if key in NO_ADAPTER else ""
-                raise ValueError(f"{name} has {key!r}, which fits no linear that learns{hint}: {there}")
+                raise ValueError(f"{name} has {key!r}, which fits no linear that learns: {there}")
 
 
 def _endings(config: ModelConfig, linears) -> str:
     """PEFT's names of the linears, as they end in every layer."""
-    prefix = peft_name(config, *linears[0][::2]).split(f".{linears[0][0]}.")[0]
-    modules = (peft_name(config, i, part).removeprefix(f"{prefix}.{i}.") for i, _, part in linears)  # the head's is whole
+    first = linears[1]  # behind the embedding
+    prefix = peft_name(config, *first[::2]).split(f".{first[0]}.")[0]
+    modules = (peft_name(config, i, part).removeprefix(f"{prefix}.{i}.") for i, _, part in linears)  # around the layers whole
     return ", ".join(dict.fromkeys(modules))
 
 
-def may_adapt_head(adapt) -> bool:
-    """Whether ``adapt`` targets the head of some family: known before the model is."""
+def may_adapt_around(adapt) -> tuple[str, ...]:
+    """Which of the head and the embedding ``adapt`` targets in some family: known before the model is."""
     if not isinstance(adapt, LoRA):
-        return False
-    return any(_is_target(adapt.targets, HEAD, HEAD, family.hf_modules[HEAD]) for family in FAMILIES.values())
+        return ()
+    modules = {name: {family.hf_modules[name] for family in FAMILIES.values()} for name in (HEAD, EMBED)}
+    return tuple(name for name, own in modules.items() if any(_is_target(adapt.targets, name, name, module) for module in own))

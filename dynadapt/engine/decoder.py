@@ -20,9 +20,11 @@ from dynadapt.ops.profiler_ranges import ranged
 from dynadapt.ops.slot_adapters import SlotAdapters
 
 from . import losses
+from .adapted_embedding import AdaptedEmbedding
 from .adapted_head import AdaptedHead
 from .attention_gate import AttentionGate
 from .delta_mixer import DeltaMixer
+from .dora import Dora
 from .handover import Handover
 from .memory import MemoryState
 from .op_set import OpSet
@@ -66,6 +68,11 @@ def _flops(formula, learner, layer: int, group: str, batch: Batch, rows: int, si
     return formula(rows, k, parts, ranks, *more)
 
 
+def _has_lengths(learner, layer: int, group: str) -> bool:
+    """Whether a group's adapters are DoRA's."""
+    return learner is not None and (layer, group) in learner.magnitudes
+
+
 def _learns(learner, layer: int, place: str) -> bool:
     """Whether something learns in one place of a layer (PLACES)."""
     g = learner.gradient_view
@@ -102,6 +109,7 @@ class Decoder:
         self.count: Any = None if weights.positions is None else torch.arange(len(weights.positions), device=workspace.device)
         self.stat_dtype = wide_dtype(ops.dtype)
         self.heads = config.heads, config.kv_heads, config.head_dim
+        self.dora = Dora(self)
         self.gate: Any = AttentionGate(config, ops, workspace) if config.attention_gate else None
         self.delta: Any = None if config.delta is None else DeltaMixer(config, ops, workspace)
         self.attention_layers = [i for i in config.attention_layers if i >= first]
@@ -116,7 +124,8 @@ class Decoder:
     def _stat(self, name, *shape):
         return self.ws(name, *shape, dtype=self.stat_dtype)
 
-    def _count_forward(self, batch: Batch, flops: int) -> None:
+    def count_forward(self, batch: Batch, flops: int) -> None:
+        """In the ledger; of rows that were scored before as done again."""
         again = round(flops * batch.recomputed)
         self.ledger.add("forward", flops - again)
         self.ledger.add("recompute", again)
@@ -130,9 +139,12 @@ class Decoder:
         A, Bt, scale, width = _adapter(learner, layer, group)
         y = self._output(layer, group, key, x.shape[0], sum(self.sizes[layer, group][1]))
         u = None if A is None else self.ws((group, "u", key), x.shape[0], width)
-        bias = self.active.bias.get((layer, group))
-        self.ops.linear_forward(x, self._parts(learner, layer, group), bias, A, Bt, batch.adapter_slots, scale, u, y)
+        bias, dora = self.active.bias.get((layer, group)), _has_lengths(learner, layer, group)
+        product = self.dora.before(group, key, *y.shape) if dora else y
+        self.ops.linear_forward(x, self._parts(learner, layer, group), bias, A, Bt, batch.adapter_slots, scale, u, product)
         count(_flops(linear.forward_flops, learner, layer, group, batch, x.shape[0], self.sizes[layer, group]))
+        if dora:
+            self.dora.apply(learner, layer, group, bias, batch, key, count, y)
         return y
 
     def _output(self, layer, group, key, rows, width):
@@ -166,6 +178,8 @@ class Decoder:
             w.embedding.gather_rows(tokens, x)
         else:
             self.ops.embedding_forward(tokens, w.table, w.positions, self._places(batch), x)
+        if self.adapted_embedding is not None:
+            self.adapted_embedding.add(batch, x)
         return x if c.stream_scale == 1.0 else x.mul_(c.stream_scale)
 
     def _places(self, batch: Batch) -> torch.Tensor | None:
@@ -190,6 +204,7 @@ class Decoder:
         self.active = self.weights if learner is None or learner.weights_view is None else learner.weights_view.over(self.weights)
         self.scored: tuple | None = None
         self.adapted_head = AdaptedHead.of(self, batch, learner)
+        self.adapted_embedding = AdaptedEmbedding.of(self, batch, learner)
         self.learns_below = lowest is None or lowest[0] < self.config.layers
         self.embedded = embedded is not None
         if self.first:
@@ -218,7 +233,7 @@ class Decoder:
 
     def _layer(self, batch, learner, i, key, x, delta):
         """One decoder layer: returns (residual, what is still to be added to it)."""
-        count = lambda flops: self._count_forward(batch, flops)  # noqa: E731
+        count = lambda flops: self.count_forward(batch, flops)  # noqa: E731
         c, w = self.config, self.active
         again = "again" if self.recompute else None
         parallel = c.parallel_residual
@@ -418,13 +433,20 @@ class Decoder:
                 return None
         if lowest[0] >= 0:
             return None
-        if grads is not None and not self.embedded:
-            scale = self.config.stream_scale
-            scaled = d if scale == 1.0 else torch.mul(d, scale, out=self.ws("dembedded", *d.shape))
+        if not self.embedded:
+            self._embedding_gradient(batch, grads, d, accumulate)
+        return d
+
+    def _embedding_gradient(self, batch, grads, d, accumulate: bool) -> None:
+        """Of the table and the positions, or of the embedding's adapters, from d [N, H] of what entered layer 0."""
+        scale = self.config.stream_scale
+        scaled = d if scale == 1.0 else torch.mul(d, scale, out=self.ws("dembedded", *d.shape))
+        if self.adapted_embedding is not None:
+            self.adapted_embedding.gradient(scaled, accumulate)
+        if grads is not None and grads.table is not None:
             self.ops.embedding_backward(batch.inputs.reshape(-1), scaled, grads.table)
             if grads.positions is not None:
                 self.ops.embedding_backward(self._places(batch), scaled, grads.positions)
-        return d
 
     def _head_gradient(self, grads, accumulate: bool) -> None:
         """The head's gradient from what the last score saw; zero where nothing was scored (another read-out)."""
@@ -543,6 +565,8 @@ class Decoder:
         A, Bt, scale, width = _adapter(learner, i, group)
         n = dy.shape[0]
         need_dx = self._goes_on(learner, lowest, i, group)
+        if _has_lengths(learner, i, group):
+            dy = self.dora.back(i, group, dy, batch)
         dU = None if A is None else self.ws((group, "dU"), n, width)
         dx = self.ws((group, "dx"), n, self.sizes[i, group][0]) if need_dx else None
         if need_dx or A is not None:
@@ -556,6 +580,9 @@ class Decoder:
             self.ops.bias_gradient(dy, learner.gradient_view.bias[i, group])
         if (i, group) not in learner.sizes:
             return
+        if _has_lengths(learner, i, group):
+            self.dora.gradient(learner, i, group, self.active.bias.get((i, group)), dy, batch, accumulate)
+            dy = self.dora.back(i, group, dy, batch)
         A, Bt, scale, width = _adapter(learner, i, group)
         n = dy.shape[0]
         u = None if A is None else self.ws((group, "u", i), n, width)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dynadapt.adapt.methods import LoRA
 from dynadapt.adapt.optimizers import Adam
-from dynadapt.adapt.targets import may_adapt_head
+from dynadapt.adapt.targets import may_adapt_around
 from dynadapt.common.checks import shown, wrong
 
 
@@ -54,8 +54,12 @@ def each_stream(adapt, optimizer, streams: int, shared: bool) -> tuple[Any, Any]
             where = f"adapt[{i}]={one!r}" if learns is adapt else f"optimizer of each stream with adapt={one!r}"
             if not isinstance(one, LoRA):
                 raise ValueError(f"{where}: streams that differ have adapters; expected LoRA(...)")
-            if may_adapt_head(one):
-                raise ValueError(f"{where}: streams that differ have adapters in the layers alone; leave the head out of targets")
+            if one.also or one.dora:
+                raise ValueError(f"{where}: streams that differ have adapters alone; leave also and dora out")
+            if around := may_adapt_around(one):
+                raise ValueError(
+                    f"{where}: streams that differ have adapters in the layers alone; leave {' and '.join(around)} out of targets"
+                )
     if isinstance(optimizer, tuple):
         optimizer = tuple(Adam() if one is None else one for one in optimizer)
     return _alike(adapt), _alike(optimizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynadapt.adapt.methods import GROUPS, HEAD, RowSparse, learns_beside, whole_model
+from dynadapt.adapt.methods import EMBED, GROUPS, HEAD, RowSparse, has_lengths, learns_beside, whole_model, words_beside
 from dynadapt.adapt.targets import norms_and_biases, targeted
 from dynadapt.ops.table import OPS
 
@@ -18,13 +18,16 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         fused: whether the gradient kernels update.
     """
     config, adapt, settings = engine.config, engine.adapt, engine.settings
+    adapters = settings.learns and not settings.owns_weights
+    adapted = targeted(adapt, config) if adapters else []
     return {
         "learning": settings.learns,
-        "adapters": settings.learns and not settings.owns_weights,
-        "adapted head": settings.learns and not settings.owns_weights and (config.layers, HEAD) in targeted(adapt, config),
+        "adapters": adapters,
+        "adapted head": (config.layers, HEAD) in adapted,
+        "adapted embedding": (-1, EMBED) in adapted,
         "weights": settings.owns_weights and not learns_beside(adapt),
         "whole": whole_model(adapt),
-        "learned biases": _biases_learn(adapt, config),
+        "learned biases": _biases_learn(adapt, config) or has_lengths(adapt),
         "scored rows": isinstance(adapt, RowSparse) and adapt.select != "fixed",
         "fused": fused,
         "head norms": config.qk_norm,
@@ -37,7 +40,7 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
 
 def _biases_learn(adapt, config) -> bool:
     """Whether biases of linears do."""
-    if learns_beside(adapt):
+    if words_beside(adapt):
         return any(name.endswith(".bias") and place in GROUPS for name, (_, place) in norms_and_biases(adapt, config).items())
     return whole_model(adapt) and bool(biased_groups(config))
 

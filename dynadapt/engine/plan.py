@@ -85,7 +85,7 @@ def plan(
 def plan_update(settings, streams: Sequence[int]) -> list[Pass]:
     """One update of ``streams`` by the gradients that wait, as passes through no layer: of all, or one by one where streams have weights
     of their own."""
-    together = 1 if settings.owns_weights and not settings.shared else len(streams)
+    together = 1 if settings.apart and not settings.shared else len(streams)
     groups = [tuple(streams[i : i + together]) for i in range(0, len(streams), together)]
     still = lambda value, g: (value,) * len(g)  # noqa: E731
     return [Pass(tuple(range(len(g))), g, still(0, g), still(True, g), (), still(0.0, g), backward=False, update=True) for g in groups]
@@ -104,7 +104,7 @@ def _due(settings, states, streams, lengths, counted, apart: bool) -> list[bool]
 
 def _groups(settings, streams, lengths, due, fixed: bool) -> list[list[int]]:
     """Rows that go together: ``batch`` at most, and one by one where streams have weights of their own."""
-    together = 1 if settings.owns_weights and not settings.shared else settings.batch or settings.streams
+    together = 1 if settings.apart and not settings.shared else settings.batch or settings.streams
     pieces = lambda rows: [rows[i : i + together] for i in range(0, len(rows), together)]  # noqa: E731
     if fixed:
         return [rows for rows in pieces(list(range(len(streams)))) if any(lengths[row] for row in rows)]

@@ -10,11 +10,24 @@ import torch
 
 from dynadapt.adapt.guard import as_guard
 from dynadapt.adapt.keep_prior import as_keep
-from dynadapt.adapt.methods import GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model
+from dynadapt.adapt.methods import (
+    EMBED,
+    GROUPS,
+    HEAD,
+    LATER,
+    Full,
+    LoRA,
+    RowSparse,
+    has_lengths,
+    learns_beside,
+    rates_differ,
+    whole_model,
+    words_beside,
+)
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.reset_policy import Alarm, check_reset
 from dynadapt.adapt.slow import as_slow
-from dynadapt.adapt.targets import lowest, may_adapt_head, norms_and_biases, targeted
+from dynadapt.adapt.targets import lowest, may_adapt_around, norms_and_biases, targeted
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
 from dynadapt.common.update_rule import KINDS
 from dynadapt.model.family import FAMILIES
@@ -139,6 +152,7 @@ class EngineSettings:
         self._check_base()
         self._check_slow()
         self._check_keep()
+        self._check_dora()
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -180,6 +194,11 @@ class EngineSettings:
         return self.learns and not isinstance(self.adapt, (LoRA, tuple))
 
     @property
+    def apart(self) -> bool:
+        """Whether each set of weights is a learner of its own, and passes have one set's streams: norms and biases serve all rows of one."""
+        return self.owns_weights or bool(words_beside(self.adapt))
+
+    @property
     def sets(self) -> int:
         """Sets of weights: one a stream, or one that all share."""
         return 1 if self.shared else self.streams
@@ -206,8 +225,10 @@ class EngineSettings:
         if len(self.ways) > 1:
             return f"streams learn in {len(self.ways)} ways, and the gradient kernels know one rule"
         way = self.ways[0]
-        unfused = whole_model(self.adapt) or bool(learns_beside(self.adapt))
-        return why_not_fused(way.optimizer, self.accumulate, unfused, may_adapt_head(way.adapt), rates_differ(way.adapt))
+        unfused = whole_model(self.adapt) or bool(words_beside(self.adapt))
+        return why_not_fused(
+            way.optimizer, self.accumulate, unfused, may_adapt_around(way.adapt), rates_differ(way.adapt), has_lengths(way.adapt)
+        )
 
     def arguments(self) -> dict:
         """What ``Engine`` takes beside the model to be such an engine again."""
@@ -270,7 +291,7 @@ class EngineSettings:
             raise ValueError(
                 f"reset={alarm!r} with guard=None: there is no prior's score to raise an alarm by; give guard, or reset='auto'"
             )
-        if self.owns_weights and (alarm.back < 1 or alarm.ring):
+        if self.apart and (alarm.back < 1 or alarm.ring):
             raise ValueError(
                 f"reset={alarm!r} with adapt={self.adapt!r}: only adapters go part of the way back or to a copy of what was learned; use "
                 "LoRA, or back=1 and ring=0"
@@ -323,7 +344,11 @@ class EngineSettings:
             "base": (self.base, self.base != "same", "what the slow level learns is added to weights as floats; use base='same'"),
             "static": (self.static, bool(self.static), "a recorded step reads weights at one address; use static=False"),
             "device": (str(self.device), self.device.type != "cpu", "its updates are the CPU's so far; use device='cpu'"),
-            "adapt": (self.adapt, self.owns_weights, "the fast level would learn on the same weights; use LoRA(...) or None"),
+            "adapt": (
+                self.adapt,
+                self.apart,
+                "the fast level would learn on the same weights, or is more than adapters; use LoRA(...) or None",
+            ),
         }
         for name, (value, refused, why) in found.items():
             if refused:
@@ -346,6 +371,19 @@ class EngineSettings:
         for name, (value, refused, why) in found.items():
             if refused:
                 raise ValueError(f"{name}={value!r} with keep={self.keep!r}: {why}")
+
+    def _check_dora(self) -> None:
+        """Raises ValueError for what adapters with lengths of rows don't go with."""
+        if not has_lengths(self.adapt):
+            return
+        found = {
+            "backend": (self.backend, self.backend == "triton", "it has no kernels for the lengths of rows; use backend='cpu'"),
+            "base": (self.base, self.base != "same", "the lengths are those of weights as floats; use base='same'"),
+            "slow": (self.slow, self.slow is not None, "the slow level would change the weights whose lengths are known; use slow=None"),
+        }
+        for name, (value, refused, why) in found.items():
+            if refused:
+                raise ValueError(f"{name}={value!r} with adapt={self.adapt!r}: {why}")
 
     def _check_base(self) -> None:
         choice("base", self.base, BASES)
@@ -404,7 +442,7 @@ class EngineSettings:
         if self.keep is not None:
             self._check_kept_model(config, learning)
         norms = whole_model(self.adapt)
-        if learns_beside(self.adapt):
+        if words_beside(self.adapt):
             norms = any(name.endswith("norm.weight") for name in norms_and_biases(self.adapt, config))
         if self.base == "float8" and self.owns_weights and len(learning) == config.layers * len(GROUPS):
             raise ValueError(f"base='float8' with adapt={self.adapt!r}: every linear weight learns and none is frozen; use base='same'")
@@ -412,6 +450,13 @@ class EngineSettings:
             raise ValueError(
                 f"base='int8' with adapt={self.adapt!r}: an adapter learns on a head in int8, whose logits no gradient makes again; leave "
                 "the head out of targets, or use base='same'"
+            )
+        if has_lengths(self.adapt) and {(-1, EMBED), (config.layers, HEAD)} & {*learning}:
+            raise ValueError(f"adapt={self.adapt!r}: DoRA is for the linears of layers; leave head and embed out of targets")
+        if self.backend == "triton" and isinstance(self.adapt, LoRA) and (-1, EMBED) in learning:
+            raise ValueError(
+                f"adapt={self.adapt!r} with backend='triton': it has no kernels for an adapter on the embedding; leave embed out of targets, or "
+                "use backend='cpu'"
             )
         if self.backend == "triton" and config.head_dim > kernel_module("attention").MAX_HEAD:
             raise ValueError(

@@ -62,7 +62,7 @@ class Step:
                     self.depths[stream] = depth
         self.handover: Handover | None = None  # to or from the passes of another step
         self.keeping: Any = None  # a Keeping, which adds to what an update goes by
-        self.own_slots = bool(learners) and not settings.shared and not settings.owns_weights
+        self.own_slots = bool(learners) and not settings.shared and not settings.apart
 
     @property
     def fused(self) -> bool:
@@ -193,7 +193,7 @@ class Step:
 
     def _rates(self, lr: torch.Tensor, stream: int) -> torch.Tensor:
         """The learning rates of what a stream's learner holds, of all sets' ``lr``."""
-        return lr[stream : stream + 1] if self.settings.owns_weights and not self.settings.shared else lr
+        return lr[stream : stream + 1] if self.settings.apart and not self.settings.shared else lr
 
     def _move(self, learner, lr: torch.Tensor, moving: torch.Tensor, made: Tensors, streams: Sequence[int]) -> None:
         if self.keeping is not None:

@@ -26,13 +26,20 @@ def group_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[i
 
 
 def adaptable_sizes(config: ModelConfig) -> dict[tuple[int, str], tuple[int, tuple[int, ...]]]:
-    """``group_sizes``, and those of the head, which is (config.layers, "head")."""
-    return {**group_sizes(config), (config.layers, "head"): (config.hidden_size, (config.vocab_size,))}
+    """``group_sizes``, and those of the embedding, (-1, "embed"), and the head, (config.layers, "head")."""
+    vocabulary, hidden = config.vocab_size, config.hidden_size
+    return {(-1, "embed"): (vocabulary, (hidden,)), **group_sizes(config), (config.layers, "head"): (hidden, (vocabulary,))}
 
 
 def source_weight(model, layer: int, group: str, part: int) -> torch.Tensor:
     """The prior weight [O, K] of one part of a linear group."""
     return model.tensor(f"layers.{layer}.{layout(model.config, layer)[group][part]}.weight")
+
+
+def squared_rows(model, layer: int, group: str, dtype: torch.dtype, device) -> torch.Tensor:
+    """The squared length [sum O_p] of each output row of a linear group, of weights as ``dtype`` has them, in float32 or wider."""
+    parts = (source_weight(model, layer, group, p) for p in range(len(layout(model.config, layer)[group])))
+    return torch.cat([part.to(device=device, dtype=dtype).to(wide_dtype(dtype)).square().sum(1) for part in parts])
 
 
 def biased_groups(config: ModelConfig) -> dict[tuple[int, str], list[str | None]]:

@@ -33,6 +33,16 @@ def targets_of(words: str) -> str | tuple[str, ...]:
     return tuple(names) if words not in WORDS[:-1] and all(map(_NAME.fullmatch, names)) else words
 
 
+def parse_also(value) -> str:
+    """norms, biases, or both with a comma between them (or a list), in LoRA's order."""
+    from dynadapt.adapt.methods import BESIDE
+
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)) or not given or not all(word in BESIDE for word in given):
+        raise ConfigError(f"also {value!r}: give norms, biases, or both with a comma between them")
+    return ",".join(word for word in BESIDE if word in given)
+
+
 def parse_ranks(value) -> str:
     """ "q=4,down=32", or {"q": 4, "down": 32}, in the first form."""
     return _parse_pattern("rank_pattern", value)

@@ -10,7 +10,7 @@ from dynadapt.adapt.reset_policy import Alarm, check_reset
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
-from .adapter_words import WORDS, parse_alphas, parse_factors, parse_ranks, parse_targets, pattern_of
+from .adapter_words import WORDS, parse_alphas, parse_also, parse_factors, parse_ranks, parse_targets, pattern_of
 from .guarded import ADDED, parse_guard, parse_rates
 from .optimizer_words import parse_betas
 
@@ -128,8 +128,8 @@ class EvalConfig:
     )
     targets: str = setting(
         "all",
-        "which linear weights learn: all, attn or mlp; with --adapt lora also some of q,k,v,o,gate,up,down,head or a regular expression "
-        "over PEFT's module names; with --adapt full also model: every parameter there is, or norms, biases or norms,biases: these alone",
+        "which linear weights learn: all, attn or mlp; with --adapt lora also some of q,k,v,o,gate,up,down,head,embed or a regular "
+        "expression over PEFT's module names; with --adapt full also model: every parameter there is, or norms, biases or norms,biases: these alone",
         read=parse_targets,
         metavar="WHICH",
         needs=LEARNS,
@@ -164,6 +164,10 @@ class EvalConfig:
     b_rate: float = setting(
         1.0, "factor of the learning rate of the adapters' B over that of A (LoRA+)", above=0, needs={"adapt": ("lora",)}
     )
+    also: str | None = setting(
+        None, "what learns beside the adapters: norms, biases or norms,biases", read=parse_also, metavar="WHAT", needs={"adapt": ("lora",)}
+    )
+    dora: bool = setting(False, "the rows of adapted weights have lengths that learn, too (DoRA)", needs={"adapt": ("lora",)})
     layers: tuple[int, int] | None = setting(
         None, "learn only in layers A to B-1 (default: all)", read=parse_layers, metavar="A:B", needs=LEARNS
     )

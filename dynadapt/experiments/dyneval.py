@@ -183,6 +183,7 @@ def adapt_of(config: EvalConfig):
     targets = {"targets": targets_of(config.targets), "layers": range(*layers) if layers else None}
     own = {name: pattern_of(getattr(config, name, None), kind) for name, kind in PATTERNS.items()}
     own |= {name: getattr(config, name, LATER[name]) for name in LATER if name not in own}
+    own["also"] = own["also"].split(",") if own["also"] else ()
     return {
         "none": lambda: None,
         "lora": lambda: LoRA(rank=config.rank, alpha=config.alpha, **own, **targets),

@@ -66,7 +66,7 @@ def _adapt(value) -> dict:
     if adapt is None:
         return {"adapt": word}
     said = _fields("adapt", adapt, ("rank", "alpha", "density", "select", "targets", "layers", *LATER))
-    said.update({name: said[name] or None for name in said if name.endswith("_pattern")})
+    said.update({name: said[name] or None for name in said if name.endswith("_pattern") or name == "also"})
     said["layers"] = None if adapt.layers is None else (adapt.layers.start, adapt.layers.stop)
     return {"adapt": word, **said}
 

@@ -29,7 +29,9 @@ def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
     saved adapter is damaged.
     """
     source = run_adapter(run, stream)
-    read_tensors(source, read_settings(source))  # a damaged one is refused here, by name
+    settings = read_settings(source, dora=True, beside=True)
+    also = None if settings.get("bias") == "all" or settings.get("modules_to_save") else {}  # norms and biases
+    read_tensors(source, settings, magnitudes={}, embedding=None, beside=also)  # a damaged one is refused here, by name
     with new_directory(out) as folder:
         for file in sorted(source.iterdir()):
             shutil.copyfile(file, folder / file.name)

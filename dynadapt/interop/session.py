@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import torch
 
-from dynadapt.adapt.methods import HEAD, LoRA, RowSparse, learns_beside, whole_model
+from dynadapt.adapt.methods import EMBED, HEAD, LoRA, RowSparse, learns_beside, whole_model
 from dynadapt.adapt.targets import norms_and_biases, targeted
 from dynadapt.common.checks import token_ids
 from dynadapt.common.reprs import safe
@@ -93,6 +93,12 @@ class Session:
     def __init__(self, model, adapt, dtype, device, history, engine: dict):
         self.model, self.closed, self._stream = model, False, 0
         config, stored, state = match_live(model)
+        if isinstance(adapt, LoRA) and (-1, EMBED) in targeted(adapt, config):
+            raise ValueError(f"adapt={adapt!r}: a session's adapters are on linears; leave embed out of targets, or use an Engine")
+        if isinstance(adapt, LoRA) and (adapt.also or adapt.dora):
+            raise ValueError(
+                f"adapt={adapt!r}: a session has plain adapters, or norms and biases; leave also and dora out, or use an Engine"
+            )
         self._places = {name: [key] for name, key in stored.items()}
         self._add_second_head(config, state)
         self._originals = self._copies(adapt, config, state)

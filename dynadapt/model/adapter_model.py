@@ -48,18 +48,21 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
         raise ModelError(f"{path}: an adapter without {TENSORS}{other}")
     base = _base(path, load)
     magnitudes: dict[str, torch.Tensor] = {}
-    settings, tensors = read_for_model(path, base.config, base.tensor, magnitudes)
+    settings, tensors = read_for_model(path, base.config, base.tensor, magnitudes, embedding=True)
     scales = {module: module_scale(settings, module) for module in tensors}
-    config, head = base.config, hf_module(base.config, "head")
+    config, head, embed = base.config, hf_module(base.config, "head"), hf_module(base.config, "embed")
+    if embed in magnitudes:
+        raise ModelError(f"adapter {str(path)!r} has use_dora=True on {embed}; accepted: DoRA on linears")
     module_of = {
         f"layers.{layer}.{part}.weight": module
         for layer in range(config.layers)
         for part in linear_shapes(config, layer)
         if (module := peft_name(config, layer, part)) in tensors
     }
-    if head in tensors:  # a tied one becomes a tensor of its own, as only the head is adapted
-        config = replace(config, tied_head=False)
-        module_of["head.weight"] = head
+    for module, name in ((head, "head.weight"), (embed, "embed.weight")):
+        if module in tensors:  # of two that are tied, only this one is adapted: the head becomes a tensor of its own
+            config = replace(config, tied_head=False)
+            module_of[name] = module
 
     def read(name: str) -> torch.Tensor:
         weight = base.tensor("embed.weight" if name == "head.weight" and base.config.tied_head else name)
@@ -69,7 +72,8 @@ def load_adapter_model(path: Path, load: Callable[[str | Path], Model], dtype: t
         halves = tensors[module][0], from_hf_rows(base.config, part, tensors[module][1])
         A, B = (half.to(device=weight.device, dtype=torch.promote_types(half.dtype, torch.float32)) for half in halves)
         wide = torch.promote_types(weight.dtype, A.dtype)
-        merged = torch.add(weight.to(wide), B.to(wide) @ A.to(wide), alpha=scales[module])
+        product = B.to(wide) @ A.to(wide)
+        merged = torch.add(weight.to(wide), product.t() if module == embed else product, alpha=scales[module])
         if module in magnitudes:
             length = from_hf_rows(base.config, part, magnitudes[module].to(device=weight.device, dtype=wide))
             merged *= (length / torch.linalg.norm(merged, dim=1))[:, None]

@@ -49,14 +49,16 @@ def linear_shapes(config: ModelConfig, layer: int | None = None) -> dict[str, tu
 
 
 def adaptable_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """PEFT's name -> (out, in) of every linear that an adapter can be on: those of the layers, and the head."""
+    """PEFT's name -> (out, in) of every linear that an adapter can be on: those of the layers, the head, and the embedding as the linear
+    [H, V] of unit vectors."""
     shapes = {peft_name(config, i, part): shape for i in range(config.layers) for part, shape in linear_shapes(config, i).items()}
-    return {**shapes, hf_module(config, "head"): (config.vocab_size, config.hidden_size)}
+    around = {"head": (config.vocab_size, config.hidden_size), "embed": (config.hidden_size, config.vocab_size)}
+    return {**shapes, **{hf_module(config, name): shape for name, shape in around.items()}}
 
 
 def group_parts(config: ModelConfig, layer: int, group: str) -> tuple[str, ...]:
-    """The parts of one group of linears: of a layer, or the head, which is (config.layers, "head")."""
-    return ("head",) if group == "head" else layout(config, layer)[group]
+    """The parts of one group of linears: of a layer, or the head, which is (config.layers, "head"), or the embedding, (-1, "embed")."""
+    return (group,) if group in ("head", "embed") else layout(config, layer)[group]
 
 
 def has_bias(config: ModelConfig, part: str) -> bool:
@@ -225,7 +227,7 @@ def has_offset(config: ModelConfig, name: str) -> bool:
 
 def peft_name(config: ModelConfig, layer: int, part: str) -> str:
     """The module that PEFT would adapt: "model.layers.3.self_attn.q_proj", "transformer.h.3.attn.c_attn", "lm_head" for "head"."""
-    if part == "head":
+    if part in ("head", "embed"):
         return hf_module(config, part)
     known = linear_shapes(config, layer)
     if part not in known:

@@ -72,7 +72,7 @@ FIELDS = {  # name: ANY, OFF, READ, or the values that are accepted
     "megatron_core": ANY,
     "eva_config": ANY,  # of how A began
     "qalora_group_size": ANY,
-    "ensure_weight_tying": ANY,  # of embeddings, which no accepted adapter has
+    "ensure_weight_tying": ANY,  # of embeddings: read_for_model refuses it where one is adapted
 }
 LISTS = ("target_modules", "exclude_modules", "layers_pattern")
 

@@ -176,6 +176,19 @@ def test_what_a_model_is_told_of_its_linears():
     assert parts[2, "mlp_in"] == [(4, 8.0), (0, 8.0)] and (0, "o") not in parts
 
 
+@pytest.mark.parametrize("targets", ["embed", ["embed"], ["embed_tokens"], r"model\.embed.*"], ids=str)
+def test_the_embedding_is_a_target_by_every_name(targets):
+    config = tiny_config("llama")
+    assert adapted_parts(LoRA(rank=4, targets=targets, layers=range(1, 2)), config) == {(-1, "embed"): [(4, 8.0)]}
+    assert list(adapted_parts(LoRA(targets=["head", "down", "embed"]), config)) == [
+        (-1, "embed"),
+        *((i, "down") for i in range(3)),
+        (3, "head"),
+    ]
+    with pytest.raises(ValueError, match="matches transformer.wpe, which has no adapter"):
+        adapted_parts(LoRA(targets=r".*(wte|wpe)"), tiny_config("gpt2"))
+
+
 @pytest.mark.parametrize(
     "lora, message",
     [
@@ -183,19 +196,18 @@ def test_what_a_model_is_told_of_its_linears():
         (dict(targets=[]), r"targets=\[\]: expected"),
         (dict(targets=["q", 3]), r"targets=\['q', 3\]: expected"),
         (dict(targets="(q"), "targets has '.q', which is no regular expression"),
-        (dict(targets=["q", "embed"]), "targets has 'embed': adapters are for linears, which the look-up of the embedding is not"),
-        (dict(targets="embed"), "targets has 'embed'"),
+        (dict(targets=["q", "positions"]), "targets has 'positions', which names no linear"),
         (dict(rank_pattern={"q": 0}), r"rank_pattern\['q'\]=0: expected an integer of at least 1"),
         (dict(rank_pattern=["q"]), r"rank_pattern=\['q'\]: expected"),
         (dict(alpha_pattern={"q": -1.0}), r"alpha_pattern\['q'\]=-1.0: expected a positive number"),
         (dict(rslora=1), "rslora=1: expected True or False"),
         (
             dict(targets=["qkv"]),
-            "targets has 'qkv', which names no linear: the linears of llama are q, k, v, o, gate, up, down, head .self_attn.q_proj.* lm_head",
+            "targets has 'qkv', which names no linear: the linears of llama are embed, q, k, v, o, gate, up, down, head .model.embed_tokens, "
+            "self_attn.q_proj.* lm_head",
         ),
-        (dict(targets=["embed_tokens"]), "targets has 'embed_tokens', which names no linear"),
         (dict(targets=r".*\.lm_head"), "matches no linear"),
-        (dict(targets=r".*(q_proj|embed_tokens)"), "matches model.embed_tokens, which has no adapter"),
+        (dict(rate_pattern={"embed": 2}), "rate_pattern has 'embed', which fits no linear that learns"),
         (dict(targets=["q"], rank_pattern={"v": 2}), "rank_pattern has 'v', which fits no linear that learns"),
         (dict(alpha_pattern={"lm_head": 2}), "alpha_pattern has 'lm_head', which fits no linear that learns"),
         (dict(layers=range(2, 9)), "layers=2:9: the model has layers 0:3"),

@@ -32,6 +32,9 @@ from dynadapt.experiments.evaluation_settings import _adapt
         ({"adapt": "full", "targets": "biases,norms"}, Full(["norms", "biases"])),
         ({"adapt": "full", "targets": ["norms", "biases"], "layers": "1:2"}, Full(["norms", "biases"], range(1, 2))),
         ({"keep_a": True, "reset": "document"}, LoRA(keep_a=True)),
+        ({"also": "biases,norms", "targets": "embed,q"}, LoRA(also=["norms", "biases"], targets=["embed", "q"])),
+        ({"also": ["norms"]}, LoRA(also="norms")),
+        ({"dora": True, "targets": "attn"}, LoRA(dora=True, targets="attn")),
     ],
     ids=str,
 )
@@ -43,14 +46,15 @@ def test_words_and_what_they_mean(words, adapt):
 
 
 def test_a_run_from_before_has_the_same_configuration():
-    assert not {"rank_pattern", "alpha_pattern", "rslora", "keep_a", "rate_pattern", "b_rate"} & EvalConfig().to_dict().keys()
+    assert (
+        not {"rank_pattern", "alpha_pattern", "rslora", "keep_a", "rate_pattern", "b_rate", "also", "dora"} & EvalConfig().to_dict().keys()
+    )
 
 
 @pytest.mark.parametrize(
     "words, said",
     [
         ({"targets": ""}, "targets '': give one of all, attn, mlp, model, norms, biases, norms and biases with a comma"),
-        ({"targets": "q,embed"}, "targets 'q,embed': targets has 'embed'"),
         ({"targets": "(q"}, "targets '.q': targets has '.q', which is no regular expression"),
         ({"rank_pattern": "q"}, "rank_pattern 'q': give LINEAR=R"),
         ({"rank_pattern": "q=0"}, "rank_pattern 'q=0': rank_pattern.'q'.=0: expected an integer of at least 1"),
@@ -59,6 +63,7 @@ def test_a_run_from_before_has_the_same_configuration():
         ({"alpha_pattern": "q=-1"}, "alpha_pattern 'q=-1': .*expected a positive number"),
         ({"rate_pattern": "q=-1"}, "rate_pattern 'q=-1': .*expected a finite number >= 0"),
         ({"rate_pattern": "q"}, "rate_pattern 'q': give LINEAR=FACTOR"),
+        ({"also": "head"}, "also 'head': give norms, biases, or both with a comma between them"),
         ({"b_rate": 0}, "b_rate 0: "),
         ({"targets": "q,v", "adapt": "rows"}, "targets 'q,v' with adapt 'rows': give adapt lora, or targets all, attn or mlp"),
         ({"targets": "norms"}, "targets 'norms' with adapt 'lora': give adapt full"),
@@ -91,7 +96,14 @@ def test_eval_learns_with_them_and_exports_what_peft_reads(tmp_path, capsys):
         "alpha_pattern": {"q_proj": 3},
     }
     assert dynadapt.load(tmp_path / "adapter").config.layers
+    assert call("eval", *words, "--targets", "q,embed", "--also", "norms", "--out", str(tmp_path / "more")) == 0
+    assert call("export", str(tmp_path / "more"), "--out", str(tmp_path / "more adapter")) == 0
+    settings = json.loads((tmp_path / "more adapter" / "adapter_config.json").read_text())
+    assert call("eval", *words, "--targets", "q", "--dora", "--out", str(tmp_path / "dora")) == 0
+    assert call("export", str(tmp_path / "dora"), "--out", str(tmp_path / "dora adapter")) == 0
+    assert dynadapt.load(tmp_path / "dora adapter").config.layers
+    assert settings["target_modules"] == ["model.embed_tokens", "q_proj"] and "model.norm" in settings["modules_to_save"]
     assert call("eval", *words, "--targets", "q,w", "--out", str(tmp_path / "other")) != 0
-    assert "names no linear: the linears of llama are q, k, v, o, gate, up, down" in capsys.readouterr().err
+    assert "names no linear: the linears of llama are embed, q, k, v, o, gate, up, down" in capsys.readouterr().err
     assert call("eval", *words, "--rank-pattern", "q=5000", "--out", str(tmp_path / "other")) != 0
     assert "rank_pattern 'q=5000': give ranks from 1 to" in capsys.readouterr().err

@@ -32,6 +32,7 @@ MODULES += "lora_gradient norm short_convolution weight_gradient".split()
 OPS = "linear_forward linear_backward lora_gradient weight_gradient row_scores bias_gradient cross_entropy distillation"
 OPS += " cross_entropy_weight_gradient norm_forward norm_backward head_norm_forward head_norm_backward activation_forward activation_backward embedding_forward"
 OPS += " embedding_backward attention_forward attention_backward linear_mse short_convolution_forward short_convolution_backward"
+OPS += " adapted_embedding_forward adapted_embedding_backward"
 OPS += " delta_gates_forward delta_gates_backward delta_rule_forward delta_rule_backward gated_norm_forward gated_norm_backward"
 
 

@@ -385,3 +385,20 @@ def test_lion_is_chens_algorithm(beta1):
         slots, norms, skipped = torch.zeros(1, dtype=torch.int32), torch.empty(1), torch.empty(1, dtype=torch.int32)
         op("update")(state, optimizer.rule(), slots, torch.tensor([lr], dtype=F64), norms, skipped)
     assert torch.allclose(state.master[0], torch.tensor(theta, dtype=F64)) and torch.allclose(state.first[0], torch.tensor(m, dtype=F64))
+
+
+def test_adapted_embedding():
+    """As autograd has the gradients of A and Bt, of two streams, of which one has a token twice."""
+    tokens, slots = torch.tensor([3, 0, 3, 1, 4, 2]), torch.tensor([2, 0]).int()
+    A, Bt, dout = rand(3, 2, 5).requires_grad_(), rand(3, 2, 4, seed=1).requires_grad_(), rand(6, 4, seed=2)
+    each = slots.long().repeat_interleave(3)
+    added = 0.5 * torch.einsum("nr,nrh->nh", A[each, :, tokens], Bt[each])
+    (added * dout).sum().backward()
+    out = torch.ones(6, 4, dtype=F64)
+    given = A.detach(), Bt.detach(), slots, 0.5
+    op("adapted_embedding_forward")(tokens, *given, out)
+    assert torch.allclose(out, added + 1)
+    dA, dBt = torch.zeros_like(given[0]), torch.zeros_like(given[1])
+    for accumulate in (False, True):
+        op("adapted_embedding_backward")(tokens, dout, *given, dA, dBt, accumulate)
+        assert torch.allclose(dA, A.grad * (1 + accumulate)) and torch.allclose(dBt, Bt.grad * (1 + accumulate))

@@ -290,6 +290,22 @@ DYNADAPT_API int dynadapt_embedding_forward(const DLTensor* tokens, const DLTens
 /* dtable f32 [V, H] += dout act [N, H], each row where its token stands. */
 DYNADAPT_API int dynadapt_embedding_backward(const DLTensor* tokens, const DLTensor* dout, const DLTensor* dtable);
 
+typedef struct {
+  uint32_t struct_size;
+  int32_t accumulate; /* backward only */
+  float scale;
+} dynadapt_adapted_embedding_params;
+
+/* out[n] += scale * A_s[:, tokens[n]]^T Bt_s, rounded once: an adapter on the embedding. tokens i64 [N], A act [slots, R, V],
+ * Bt act [slots, R, H] and out act [N, H]; slots i32 [S], S a divisor of N: rows i N / S.. belong to slots[i]. */
+DYNADAPT_API int dynadapt_adapted_embedding_forward(const DLTensor* tokens, const DLTensor* A, const DLTensor* Bt,
+                                                    const DLTensor* slots, const DLTensor* out,
+                                                    const dynadapt_adapted_embedding_params* params);
+/* dA f32 [slots, R, V], dBt f32 [slots, R, H] of the slots of the call, which are distinct, from dout act [N, H]. */
+DYNADAPT_API int dynadapt_adapted_embedding_backward(const DLTensor* tokens, const DLTensor* dout, const DLTensor* A,
+                                                     const DLTensor* Bt, const DLTensor* slots, const DLTensor* dA,
+                                                     const DLTensor* dBt, const dynadapt_adapted_embedding_params* params);
+
 /* ---- attention over [memory; segment] -------------------------------------------------------- */
 
 typedef struct {

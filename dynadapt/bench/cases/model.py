@@ -13,7 +13,7 @@ from .bias_gradient import bias_gradient
 from .cross_entropy import adapted_cross_entropy, adapted_cross_entropy_gradient, cross_entropy, cross_entropy_weight_gradient, distillation
 from .delta_gates import delta_gates_backward, delta_gates_forward
 from .delta_rule import delta_rule_backward, delta_rule_forward
-from .embedding import embedding_backward, embedding_forward
+from .embedding import adapted_embedding_backward, adapted_embedding_forward, embedding_backward, embedding_forward
 from .gated_norm import gated_norm_backward, gated_norm_forward
 from .head_norm import head_norm_backward, head_norm_forward
 from .linear import linear_backward, linear_forward
@@ -69,7 +69,7 @@ def _cross_entropies(z: Sizes, m: int) -> list[OpCase]:
     return [cross_entropy(z.draw, z.N, z.c.hidden_size, z.c.vocab_size, gradient, label=label, base=z.base) for gradient, label in forms]
 
 
-def _adapted_head(make, z: Sizes, **options) -> list[OpCase]:
+def _adapted_around(make, z: Sizes, **options) -> list[OpCase]:
     return [make(z.draw, z.N, z.c.hidden_size, z.c.vocab_size, RANK, z.S, **options)]
 
 
@@ -116,8 +116,8 @@ OPS = {
     "weight_gradient_update": lambda z, m: _weight_gradients(weight_gradient_update, z),
     "cross_entropy": _cross_entropies,
     "distillation": lambda z, m: [distillation(z.draw, z.N, z.c.hidden_size, z.c.vocab_size, base=z.base)],
-    "adapted_cross_entropy": lambda z, m: _adapted_head(adapted_cross_entropy, z, base=z.base),
-    "adapted_cross_entropy_gradient": lambda z, m: _adapted_head(adapted_cross_entropy_gradient, z),
+    "adapted_cross_entropy": lambda z, m: _adapted_around(adapted_cross_entropy, z, base=z.base),
+    "adapted_cross_entropy_gradient": lambda z, m: _adapted_around(adapted_cross_entropy_gradient, z),
     "cross_entropy_weight_gradient": lambda z, m: [cross_entropy_weight_gradient(z.draw, z.N, z.c.hidden_size, z.c.vocab_size)],
     "norm_forward": lambda z, m: [norm_forward(z.draw, z.N, z.c.hidden_size)],
     "norm_backward": lambda z, m: [norm_backward(z.draw, z.N, z.c.hidden_size, learns=False, again=False)],
@@ -143,5 +143,7 @@ OPS = {
     "reset": lambda z, m: [reset(z.draw, _adapter_parameters(z), z.S)],
     "embedding_forward": lambda z, m: [embedding_forward(z.draw, z.N, z.c.hidden_size, z.c.vocab_size)],
     "embedding_backward": lambda z, m: [embedding_backward(z.draw, z.N, z.c.hidden_size, z.c.vocab_size)],
+    "adapted_embedding_forward": lambda z, m: _adapted_around(adapted_embedding_forward, z),
+    "adapted_embedding_backward": lambda z, m: _adapted_around(adapted_embedding_backward, z),
     "update": _update,
 }

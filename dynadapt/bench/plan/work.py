@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, RowSparse, learns_beside, whole_model
+from dynadapt.adapt.methods import LoRA, RowSparse, learns_beside, whole_model, words_beside
 from dynadapt.adapt.optimizers import Adam
 from dynadapt.adapt.targets import lowest, targeted
 from dynadapt.engine.decoder import Batch, Decoder
@@ -86,6 +86,8 @@ class WorkRecorder:
             self.noted(name, arguments)
             if name == "embedding_forward":
                 arguments = (arguments[0], arguments[-1], arguments[-1])  # of the table, as many rows as are written
+            if name == "adapted_embedding_forward":
+                arguments = (arguments[0], *arguments[2:])  # of A, a column a token: less than the tokens' own bytes
             moved = sum(map(_bytes, arguments))
             self.last.bytes += 2 * moved if name == "update" else moved  # state is read and written
 
@@ -179,8 +181,9 @@ def step_work(
     ledger = Ledger()
     noting, workspace = recorder(ledger, dtype), Workspace(dtype, META)
     own = adapt is not None and not isinstance(adapt, LoRA)
-    slots = 1 if shared or own else streams
-    turns = streams if own and not shared else 1  # streams with weights of their own take turns
+    apart = own or bool(words_beside(adapt))
+    slots = 1 if shared or apart else streams
+    turns = streams if apart and not shared else 1  # streams with weights of their own take turns
     learner = None if adapt is None else make_learner(adapt, optimizer, model, dtype, "meta", META, slots=slots)
     if isinstance(adapt, RowSparse) and adapt.select == "contrast":
         with learner.gathering() as reference:  # as if a reference text had been seen

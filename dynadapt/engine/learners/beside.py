@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 
 from dynadapt.adapt.methods import Full
-from dynadapt.adapt.targets import norms_and_biases, targeted
-from dynadapt.engine.weights import ModelTensors, biased_groups, group_sizes, source_weight
-from dynadapt.model.layout import has_offset, tensor_shapes
+from dynadapt.adapt.targets import targeted
+from dynadapt.engine.weights import group_sizes, source_weight
+from dynadapt.model.layout import has_offset
 
+from .beside_tensors import BesideTensors, bias_name
 from .rows import RowLearner
 
 
@@ -52,14 +53,10 @@ class BesideLearner(RowLearner):
 
     def _bias_shapes(self) -> dict[str, tuple[int, ...]]:
         sizes = group_sizes(self.config)
-        return {self._bias_name(key): (sum(sizes[key][1]),) for key in self.biased}
-
-    @staticmethod
-    def _bias_name(key) -> str:
-        return f"{key[0]}.{key[1]}.bias"
+        return {bias_name(key): (sum(sizes[key][1]),) for key in self.biased}
 
     def _biases(self, get) -> dict[tuple[int, str], torch.Tensor]:
-        return {key: get(self._bias_name(key)) for key in self.biased}
+        return {key: get(bias_name(key)) for key in self.biased}
 
     def _shapes(self):
         return {**super()._shapes(), **self.around}
@@ -88,7 +85,7 @@ class BesideLearner(RowLearner):
 
     def _prior_around(self, name: str) -> torch.Tensor:
         """The prior of one tensor, rounded to the working dtype where that of the ops' is."""
-        names = {self._bias_name(key): names for key, names in self.biased.items()}.get(name, [name])
+        names = {bias_name(key): names for key, names in self.biased.items()}.get(name, [name])
         return torch.cat([self.model.tensor(n).to(device=self.device, dtype=self._dtype_of(n)) for n in names])
 
     def _take_masters(self) -> None:
@@ -123,7 +120,7 @@ class BesideLearner(RowLearner):
         named = {name: self._master(name).to(self._dtype_of(name), copy=True) for name in self.around}
         sizes = group_sizes(self.config)
         for key, names in self.biased.items():
-            named.update(zip(map(str, names), named.pop(self._bias_name(key)).split(list(sizes[key][1]))))
+            named.update(zip(map(str, names), named.pop(bias_name(key)).split(list(sizes[key][1]))))
         return named
 
 
@@ -131,19 +128,12 @@ class NormBiasLearner(BesideLearner):
     """Full(targets="norms"), "biases" or both: what the decoder reads of the rest is frozen (``ModelTensors.over``)."""
 
     def _biased(self):
-        chosen = norms_and_biases(self.adapt, self.config)
-        return {key: names for key, names in biased_groups(self.config).items() if names[0] in chosen}
+        self.tensors_beside = BesideTensors(self.adapt, self.config)
+        return self.tensors_beside.biased
 
     def _shapes_around(self):
-        of_linears = {name for names in self.biased.values() for name in names}
-        shapes = tensor_shapes(self.config)
-        alone = {name: shapes[name] for name in norms_and_biases(self.adapt, self.config) if name not in of_linears}
-        return {**alone, **self._bias_shapes()}
+        return self.tensors_beside.shapes
 
     def _bind(self) -> None:
-        self.weights_view, self.gradient_view = (self._views(get) for get in (self._plain, self._gradient))
+        self.weights_view, self.gradient_view = (self.tensors_beside.views(get) for get in (self._plain, self._gradient))
         self.added_to = self.state.take_gradients()[0]
-
-    def _views(self, get) -> ModelTensors:
-        there = lambda name: get(name) if name in self.around else None  # noqa: E731
-        return ModelTensors(self.config, there, self._biases(get), None, None, get_wide=lambda name: None)

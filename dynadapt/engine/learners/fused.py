@@ -7,6 +7,7 @@ the float32 gradient never exists in memory (ops/update.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,12 +25,17 @@ class Fused:
     skipped: torch.Tensor
 
 
-def why_not_fused(optimizer, accumulate: bool, beside: bool = False, adapted_head: bool = False, rates_differ: bool = False) -> str | None:
-    """None when the update can ride in the gradient kernels, else the reason. ``beside``: whether more than linear weights learns."""
+def why_not_fused(
+    optimizer, accumulate: bool, beside: bool = False, around: Sequence[str] = (), rates_differ: bool = False, dora: bool = False
+) -> str | None:
+    """None when the update can ride in the gradient kernels, else the reason. ``beside``: whether more than linear weights learns. ``around``:
+    what has adapters of the head and the embedding."""
     if beside:
         return "gradients of norms, biases, embedding and head have no kernel that updates"
-    if adapted_head:
-        return "the gradient of the head's adapter has no kernel that updates"
+    if dora:
+        return "the gradient of DoRA's lengths has no kernel that updates"
+    if around:
+        return f"the gradient of the adapter of {' and '.join(around)} has no kernel that updates"
     if not optimizer.rule().arithmetic.fused:
         return f"{type(optimizer).__name__} is not in the gradient kernels"
     if rates_differ:

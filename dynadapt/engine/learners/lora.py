@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from dynadapt.adapt.methods import LoRA, scale_of
+from dynadapt.adapt.methods import EMBED, LoRA, scale_of
+from dynadapt.engine.weights import ModelTensors
 from dynadapt.ops.linear import low_rank_size
 
 from .flat import Block, FlatLayout, FlatState
@@ -21,7 +22,8 @@ class LoraLearner:
     """
 
     owns_weights = False
-    weights_view = gradient_view = None
+    weights_view: ModelTensors | None = None  # what learns beside the adapters
+    gradient_view: ModelTensors | None = None
 
     def __init__(
         self,
@@ -35,16 +37,17 @@ class LoraLearner:
         device="cpu",
         keep_grad: bool = True,
         rates: dict[tuple[int, str], list[float]] | None = None,
+        squares: dict[tuple[int, str], torch.Tensor] | None = None,
     ):
-        """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, and its head; ``parts``: {(layer, group): (rank, alpha)
+        """``groups``: {(layer, group): (K, part sizes)} for every linear group of the model, its head and its embedding; ``parts``: {(layer, group): (rank, alpha)
         of each part} of those that learn, in forward order; ``rates``: the factor of each part's learning rate, None where all are alike
-        (adapt/targets.py)."""
+        (adapt/targets.py); ``squares``: with DoRA, the squared length of each output row of the groups' weights."""
         if optimizer.uses_statistics:
             raise ValueError(
                 f"optimizer={type(optimizer).__name__} with adapt=LoRA: the gradient of A is zero at the prior (B = 0), so its frozen "
                 "statistics are zero too; use RMS with RowSparse or Full, or Adam with LoRA"
             )
-        self.adapt, self.parts_of = adapt, parts
+        self.adapt, self.parts_of, self.squares = adapt, parts, squares or {}
         self.learning = list(parts)
         self.sizes = {key: groups[key] for key in self.learning}
         self.ranks = {key: tuple(rank for rank, _ in own) for key, own in parts.items()}
@@ -59,16 +62,23 @@ class LoraLearner:
             places = [(rank, size, sum(ranks[:p]), sum(sizes[:p])) for p, (rank, size) in enumerate(zip(ranks, sizes)) if rank]
             matrices[f"{layer}.{group}.A"] = [(row, rank, 0, k) for rank, _, row, _ in places]
             matrices[f"{layer}.{group}.Bt"] = [(0, rank, column, size) for rank, size, _, column in places]
+            if adapt.dora:
+                shapes[f"{layer}.{group}.m"] = (sum(sizes),)
+                unused += sum(size for rank, size in zip(ranks, sizes) if not rank)
             unused += max(ranks) * sum(sizes) - low_rank_size(k, sizes, ranks)[1]
-        self.layout = FlatLayout(shapes, matrices, unused)
+        self.layout = FlatLayout({**shapes, **self._shapes_beside()}, matrices, unused)
         self.state = FlatState(self.layout, slots, optimizer, dtype, separate_working=True, device=device, keep_grad=keep_grad)
         if rates is not None:
             self.state.rate_factor = self._rate_factor(rates, device)
         self.initial = self.state.prior = self._initial(seed).to(device)
-        self.kept = self._mask_of_A(device) if adapt.keep_a else None
+        self.kept = self._mask(device) if adapt.keep_a else None
         self.bind()
         for slot in range(slots):
             self.start(slot, self.initial)
+
+    def _shapes_beside(self) -> dict[str, tuple[int, ...]]:
+        """Of what learns beside adapters, by name: nothing here (lora_beside.py)."""
+        return {}
 
     def _scale(self, parts: list[tuple[int, float]]) -> float | list[tuple[int, float]]:
         """The ``scale`` of the ops for one group: a number where its parts are alike."""
@@ -89,11 +99,17 @@ class LoraLearner:
             return self.state.master.new_empty(self.layout.size)
         prior = torch.zeros(self.layout.size, dtype=self.state.master.dtype)  # drawn on the CPU: the same on every device
         generator = torch.Generator().manual_seed(seed)
-        for key, (k, _) in self.sizes.items():
-            a = self.layout.view(prior, "{}.{}.A".format(*key))
-            bound = 1 / math.sqrt(k)
-            a.copy_(torch.empty(a.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator))
+        for key, (k, _) in sorted(self.sizes.items(), key=lambda item: item[0][1] == EMBED):  # last: the others begin as without it
+            half = self._half(prior, key)
+            drawn, bound = torch.empty(half.shape, dtype=torch.float32), 1 / math.sqrt(k)
+            half.copy_(drawn.normal_(generator=generator) if key[1] == EMBED else drawn.uniform_(-bound, bound, generator=generator))
+        for key, square in self.squares.items():
+            self.layout.view(prior, "{}.{}.m".format(*key)).copy_(square.sqrt())
         return prior
+
+    def _half(self, buffer: torch.Tensor, key: tuple[int, str]) -> torch.Tensor:
+        """Of one group, the half that does not start at zero: A, and of the embedding Bt."""
+        return self.layout.view(buffer, "{}.{}.{}".format(*key, "Bt" if key[1] == EMBED else "A"))
 
     def _rate_factor(self, rates, device) -> torch.Tensor:
         """[P], what the learning rate of each element is multiplied with."""
@@ -103,13 +119,16 @@ class LoraLearner:
             for own, rows, columns in zip(rates[key], a.split(self.ranks[key]), bt.split(list(sizes), dim=1)):
                 rows.fill_(own)
                 columns.fill_(own * self.adapt.b_rate)
+            if key in self.squares:
+                for own, lengths in zip(rates[key], self.layout.view(factor, "{}.{}.m".format(*key)).split(list(sizes))):
+                    lengths.fill_(own)
         return factor
 
-    def _mask_of_A(self, device) -> torch.Tensor:
-        """int8 [P], 1 where A is: what stays when a slot goes back."""
+    def _mask(self, device) -> torch.Tensor:
+        """int8 [P], 1 where A is (of the embedding Bt): what stays when a slot goes back."""
         mask = torch.zeros(self.layout.size, dtype=torch.int8, device=device)
-        for layer, group in self.learning:
-            self.layout.view(mask, f"{layer}.{group}.A").fill_(1)
+        for key in self.learning:
+            self._half(mask, key).fill_(1)
         return mask
 
     def bind(self) -> None:
@@ -119,6 +138,7 @@ class LoraLearner:
         for layer, group in self.learning:
             a, b = f"{layer}.{group}.A", f"{layer}.{group}.Bt"
             self.views[layer, group] = view(self.state.compute, a), view(self.state.compute, b)
+        self.magnitudes = {key: (view(self.state.master, "{}.{}.m".format(*key)), square) for key, square in self.squares.items()}
         self.gradient_views: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]] = {}
         self.viewed: torch.Tensor | None = None  # the gradients that these are of
         self.fused: Fused | None = None  # set while the gradient kernels of a step update
@@ -150,6 +170,10 @@ class LoraLearner:
             a, b = (self.layout.view(self.state.grad, f"{layer}.{group}.{part}") for part in ("A", "Bt"))
             views = self.gradient_views[layer, group] = (a, b)
         return views
+
+    def magnitude_gradient(self, layer: int, group: str) -> torch.Tensor:
+        """Of DoRA's m, [slots, O]."""
+        return self.layout.view(self.state.take_gradients(), f"{layer}.{group}.m")
 
     def update(self, ops, slots, lr, norms=None, skipped=None):
         return self.state.update(ops.update, slots, lr, norms, skipped)

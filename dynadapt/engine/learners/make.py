@@ -8,10 +8,11 @@ import torch
 
 from dynadapt.adapt.methods import LoRA, learns_beside, rates_differ, whole_model
 from dynadapt.adapt.targets import adapted_parts, rate_factors, targeted
-from dynadapt.engine.weights import adaptable_sizes, group_sizes, source_weight
+from dynadapt.engine.weights import adaptable_sizes, group_sizes, source_weight, squared_rows
 
 from .beside import NormBiasLearner
 from .lora import LoraLearner
+from .lora_beside import LoraBesideLearner
 from .mixed import MixedAdapters
 from .rows import RowLearner
 from .whole_model import ModelLearner
@@ -33,13 +34,16 @@ def make_learner(
     """What ``adapt`` learns with.
 
     Args:
-        slots: sets of adapters, for LoRA; weights of the model are one set a learner.
+        slots: sets of adapters, for LoRA alone; weights of the model are one set a learner.
         keep_prior: the prior of weights that learn is kept beside them. keep_grad: so is their gradient.
     """
     if isinstance(adapt, LoRA):
         parts = adapted_parts(adapt, model.config)
         rates = rate_factors(adapt, model.config, parts) if rates_differ(adapt) else None
-        return LoraLearner(adapt, optimizer, adaptable_sizes(model.config), parts, slots, dtype, seed, device, keep_grad, rates)
+        squares = {key: squared_rows(model, *key, dtype, device) for key in parts} if adapt.dora else None
+        if adapt.also:
+            return LoraBesideLearner(adapt, optimizer, model, adaptable_sizes(model.config), parts, dtype, seed, device, rates, squares)
+        return LoraLearner(adapt, optimizer, adaptable_sizes(model.config), parts, slots, dtype, seed, device, keep_grad, rates, squares)
     if whole_model(adapt):
         return ModelLearner(adapt, optimizer, model, dtype, backend, device, keep_prior)
     if learns_beside(adapt):
@@ -63,14 +67,14 @@ def make_learners(settings, model) -> list:
         keep_prior=settings.fixed and settings.watches,
         keep_grad=settings.why_not_fused is not None,
     )
-    if settings.owns_weights:
+    if settings.apart:
         return [make(settings.adapt, settings.optimizer) for _ in range(settings.sets)]
     return [make(way.adapt, way.optimizer, slots=len(way.streams)) for way in settings.ways]
 
 
 def mixed_adapters(settings, learners, groups) -> MixedAdapters | None:
     """The adapters of all ``learners`` as passes see them, ``groups`` being the model's; None where one serves all streams, or none is there."""
-    if settings.owns_weights or len(learners) < 2:
+    if settings.apart or len(learners) < 2:
         return None
     streams = [way.streams for way in settings.ways]
     return MixedAdapters(learners, streams, groups, settings.device, fixed=settings.fixed)

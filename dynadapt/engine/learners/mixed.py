@@ -7,7 +7,7 @@ own by ``SlotAdapters``, whose slots are the streams.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -28,6 +28,7 @@ class MixedAdapters:
 
     owns_weights = False
     weights_view = gradient_view = None
+    magnitudes: Mapping = {}  # DoRA's are not here
 
     def __init__(self, members: Sequence[LoraLearner], streams: Sequence[Sequence[int]], groups, device="cpu", fixed: bool = False):
         self.members, self.streams, self.fixed = members, streams, fixed

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import torch
 
+from dynadapt.adapt.methods import EMBED
 from dynadapt.model import ModelError, peft_name
 from dynadapt.model.layout import from_hf_rows, group_parts, to_hf_rows
-from dynadapt.model.peft import read_for_model, settings_of, tensor_key, write_files
+from dynadapt.model.peft import magnitude_key, read_for_model, settings_of, tensor_key, write_files
 from dynadapt.model.peft_fields import module_alpha, module_rank, module_scale, shown
 from dynadapt.ops.linear import each_part
+
+from . import peft_beside
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """One adapted linear: its rows of the group's A, its columns of Bt (of which it has the upper ``rank`` rows)."""
+    """One adapted linear, or the embedding: its rows of the group's A, its columns of Bt (of which it has the upper ``rank`` rows)."""
 
     layer: int
     group: str
@@ -48,6 +51,11 @@ def halves_of(learner, row: torch.Tensor, adapted: Adapted) -> tuple[torch.Tenso
     return adapted.halves(*(learner.layout.view(row, f"{adapted.layer}.{adapted.group}.{half}") for half in ("A", "Bt")))
 
 
+def lengths_of(learner, row: torch.Tensor, adapted: Adapted) -> torch.Tensor:
+    """A view of one linear's m (DoRA) in a slot's ``row`` [P]."""
+    return learner.layout.view(row, f"{adapted.layer}.{adapted.group}.m")[adapted.columns]
+
+
 def write_adapter(directory, learner, config, slot: int, base_model: str) -> None:
     """Write the adapter of one slot, float32 masters, as a PEFT directory."""
     directory, adapt = Path(directory), learner.adapt
@@ -55,10 +63,16 @@ def write_adapter(directory, learner, config, slot: int, base_model: str) -> Non
     tensors, modules = {}, {}
     for adapted in adapted_modules(learner, config):
         A, Bt = halves_of(learner, learner.state.master[slot], adapted)
-        tensors[tensor_key(adapted.module, "A")] = A.float().contiguous()
-        tensors[tensor_key(adapted.module, "B")] = to_hf_rows(config, adapted.part, Bt.t().float()).contiguous()
+        key = lambda half: tensor_key(adapted.module, half, adapted.part == EMBED)  # noqa: B023, E731
+        tensors[key("A")] = A.float().contiguous()
+        tensors[key("B")] = to_hf_rows(config, adapted.part, Bt.t().float()).contiguous()
         modules[adapted.module] = (adapted.rank, adapted.alpha)
-    write_files(directory, tensors, settings_of(config, adapt.rank, adapt.alpha, base_model, modules, adapt.layers, adapt.rslora))
+        if adapt.dora:
+            own = to_hf_rows(config, adapted.part, lengths_of(learner, learner.state.master[slot], adapted).float())
+            tensors[magnitude_key(adapted.module)] = own.contiguous()
+    more, fields = peft_beside.write(learner, config, learner.state.master[slot], modules)
+    settings = settings_of(config, adapt.rank, adapt.alpha, base_model, modules, adapt.layers, adapt.rslora)
+    write_files(directory, tensors | more, settings | fields | {"use_dora": adapt.dora})
 
 
 def adapter_row(directory, learner, model) -> torch.Tensor:
@@ -68,20 +82,30 @@ def adapter_row(directory, learner, model) -> torch.Tensor:
         ModelError: naming what the adapter has that this engine does not (rank, alpha, DoRA, modules).
     """
     directory, config = Path(directory), model.config
-    settings, tensors = read_for_model(directory, config, model.tensor)
     row = torch.zeros_like(learner.initial)
+    beside = peft_beside.takers(directory, learner, config, row, {adapted.module for adapted in adapted_modules(learner, config)})
+    magnitudes: dict[str, torch.Tensor] | None = {} if learner.adapt.dora else None
+    settings, tensors = read_for_model(directory, config, model.tensor, magnitudes, embedding=True, beside=beside)
+    if magnitudes is not None and not settings.get("use_dora"):
+        raise ModelError(f"{directory}: adapter has use_dora={shown(settings.get('use_dora'))}; the engine's LoRA has dora=True")
+    peft_beside.check_fields(settings, learner, config, directory)
     for adapted in adapted_modules(learner, config):
         module = adapted.module
         _check_alike(settings, adapted, learner.adapt.rslora, directory)
         if module not in tensors:
-            raise ModelError(f"{directory}: adapter has no {tensor_key(module, 'A')}, which targets={learner.adapt.targets!r} needs")
+            raise ModelError(
+                f"{directory}: adapter has no {tensor_key(module, 'A', adapted.part == EMBED)}, which targets={learner.adapt.targets!r} needs"
+            )
         A, Bt = halves_of(learner, row, adapted)
         theirs, stored = tensors.pop(module)
         A.copy_(theirs)
         Bt.t().copy_(from_hf_rows(config, adapted.part, stored))
+        if magnitudes is not None:
+            lengths_of(learner, row, adapted).copy_(from_hf_rows(config, adapted.part, magnitudes[module]))
     if tensors:
+        other = min(tensors)
         raise ModelError(
-            f"{directory}: adapter has {tensor_key(min(tensors), 'A')} and {len(tensors) - 1} modules more that "
+            f"{directory}: adapter has {tensor_key(other, 'A', other == peft_name(config, -1, EMBED))} and {len(tensors) - 1} modules more that "
             f"targets={learner.adapt.targets!r} does not cover"
         )
     return row

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -34,6 +34,7 @@ class RowLearner:
     kept = None  # by a reset
     weights_view: ModelTensors | None = None  # what learns beside linear weights (whole_model.py)
     gradient_view: ModelTensors | None = None
+    magnitudes: Mapping = {}
 
     def __init__(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dynadapt.ops import embedding as op_embedding
+
 from .registry import autograd, contiguous, functional, kernel, wide_zeros
 
 
@@ -21,6 +23,30 @@ def _embedding_backward(tokens, dout, rows):
     yield dtable
     tokens, dout = contiguous(tokens, dout)
     kernel("embedding_backward", dout)(tokens, dout, dtable)
+
+
+@functional(
+    "adapted_embedding(Tensor tokens, Tensor A, Tensor Bt, Tensor slots, float scale) -> Tensor",
+    lambda tokens, A, Bt, slots, scale, **_: op_embedding.adapted_forward_flops(tokens[0], Bt[2], Bt[1]),
+    gradient=True,
+)
+def _adapted_embedding(tokens, A, Bt, slots, scale):
+    out = Bt.new_zeros(tokens.shape[0], Bt.shape[2])
+    yield out
+    tokens, A, Bt, slots = contiguous(tokens, A, Bt, slots)
+    kernel("adapted_embedding_forward", Bt)(tokens, A, Bt, slots, scale, out)
+
+
+@functional(
+    "adapted_embedding_backward(Tensor tokens, Tensor dout, Tensor A, Tensor Bt, Tensor slots, float scale) -> (Tensor dA, Tensor dBt)",
+    lambda tokens, dout, A, Bt, slots, scale, **_: op_embedding.adapted_backward_flops(tokens[0], Bt[2], Bt[1]),
+    gradient=True,
+)
+def _adapted_embedding_backward(tokens, dout, A, Bt, slots, scale):
+    dA, dBt = wide_zeros(dout, *A.shape), wide_zeros(dout, *Bt.shape)
+    yield dA, dBt
+    tokens, dout, A, Bt, slots = contiguous(tokens, dout, A, Bt, slots)
+    kernel("adapted_embedding_backward", dout)(tokens, dout, A, Bt, slots, scale, dA, dBt, False)
 
 
 def _setup(ctx, inputs, output):

@@ -221,6 +221,14 @@ struct Ops {
     add("embedding_forward",
         [=, out = t.out({N, K})] { return dynadapt_embedding_forward(tokens, table, nullptr, nullptr, out); });
     add("embedding_backward", [=, dtable = t.out({9, K})] { return dynadapt_embedding_backward(tokens, dy, dtable); });
+    static const dynadapt_adapted_embedding_params on_tokens{sizeof on_tokens, 0, 0.5f};
+    DLTensor *tokens_A = t.f32({2, 4, 9}), *tokens_Bt = t.f32({2, 4, K}), *slots = t.i32({1, 0});
+    add("adapted_embedding_forward", [=, out = t.out({N, K})] {
+      return dynadapt_adapted_embedding_forward(tokens, tokens_A, tokens_Bt, slots, out, &on_tokens);
+    });
+    add("adapted_embedding_backward", [=, dA = t.out({2, 4, 9}), dBt = t.out({2, 4, K})] {
+      return dynadapt_adapted_embedding_backward(tokens, dy, tokens_A, tokens_Bt, slots, dA, dBt, &on_tokens);
+    });
     add("linear_mse", [=, pred = t.out({N}), loss = t.out({N}), dh = t.out({N, K}), dw = t.out({K}), db = t.out({1})] {
       return dynadapt_linear_mse(x, weight, nullptr, target, nullptr, pred, loss, dh, dw, db);
     });

@@ -127,10 +127,10 @@ const std::map<std::string, Call> kCalls = {
         OP(weight_gradient) OP(row_scores) OP(bias_gradient) OP(cross_entropy) OP(distillation) OP(softcapped_cross_entropy)
             OP(adapted_cross_entropy) OP(adapted_cross_entropy_gradient) OP(cross_entropy_weight_gradient) OP(norm_forward)
                 OP(norm_backward) OP(head_norm_forward) OP(head_norm_backward) OP(activation_forward) OP(activation_backward)
-                    OP(embedding_forward) OP(embedding_backward) OP(attention_forward) OP(attention_backward) OP(linear_mse)
-                        OP(update) OP(short_convolution_forward) OP(short_convolution_backward) OP(delta_rule_forward)
-                            OP(delta_rule_backward) OP(gated_norm_forward) OP(gated_norm_backward) OP(delta_gates_forward)
-                                OP(delta_gates_backward)
+                    OP(embedding_forward) OP(embedding_backward) OP(adapted_embedding_forward) OP(adapted_embedding_backward)
+                        OP(attention_forward) OP(attention_backward) OP(linear_mse) OP(update) OP(short_convolution_forward)
+                            OP(short_convolution_backward) OP(delta_rule_forward) OP(delta_rule_backward) OP(gated_norm_forward)
+                                OP(gated_norm_backward) OP(delta_gates_forward) OP(delta_gates_backward)
 #undef OP
 };
 
