@@ -92,6 +92,8 @@ class Engine:
         slow: ``Slow``: beside what each stream learns, one level that learns from all of them every so many tokens and is never reset
             (adapt/slow.py); it makes the streams one text: scores depend on what other streams were scored before. None: streams are
             independent.
+        learn_from: ``Selection``, or its words ("below=0.3,above=4,tokens=0.2:0.95"): segments and tokens are left out of what is learned from by
+            their scores (adapt/selection.py); a pass of which nothing is left has no backward. None: all are learned from.
 
     A call runs alone: one that begins while another runs, in a thread or a callback, is refused, and so are calls in a forked
     process. A step completes or changes nothing: arguments are checked first, and where a step fails after it has begun to move
@@ -102,7 +104,7 @@ class Engine:
         UnsupportedOp: naming the ops of this configuration that the backend can't serve here, before any weight is read.
     """
 
-    @partial(positional_before, but=("guard", "slow"))
+    @partial(positional_before, but=("guard", "slow", "learn_from"))
     def __init__(
         self,
         model,
@@ -126,6 +128,7 @@ class Engine:
         static: bool | None = None,
         guard=None,
         slow=None,
+        learn_from=None,
     ):
         settings = EngineSettings(
             adapt,
@@ -147,6 +150,7 @@ class Engine:
             static,
             guard,
             slow,
+            learn_from,
         )
         with plain_torch():
             self._make(load(model), settings)
@@ -165,6 +169,7 @@ class Engine:
         self.batch = settings.batch or settings.streams
         self.dtype, self.torch_dtype, self.device, self.backend = settings.dtype, settings.torch_dtype, settings.device, settings.backend
         self.lowest, self.guard, self.slow = settings.lowest(self.config), settings.guard, settings.slow
+        self.learn_from = settings.learn_from
         self.calls = Calls()
         self._resolve_ops()
         self._build()

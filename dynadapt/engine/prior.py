@@ -45,6 +45,7 @@ class Prior:
             accumulate=False,
             reset="never",
             guard=None,
+            learn_from=None,
             batch=None if given.batch is None else min(given.batch, streams),
         )
         memory, dtype, device = engine.memory, engine.torch_dtype, engine.device

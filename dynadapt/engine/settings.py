@@ -12,6 +12,7 @@ from dynadapt.adapt.guard import as_guard
 from dynadapt.adapt.methods import GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.reset_policy import Alarm, check_reset
+from dynadapt.adapt.selection import as_selection
 from dynadapt.adapt.slow import as_slow
 from dynadapt.adapt.targets import lowest, may_adapt_head, norms_and_biases, targeted
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
@@ -108,6 +109,7 @@ class EngineSettings:
     static: bool | None
     guard: Any = None  # a Guard or None
     slow: Any = None  # a Slow or None
+    learn_from: Any = None  # a Selection or None
 
     def __post_init__(self):
         choice("dtype", self.dtype, ("auto", *DTYPES))
@@ -128,6 +130,7 @@ class EngineSettings:
             memory=as_memory(self.memory),
             guard=as_guard(self.guard),
             slow=as_slow(self.slow),
+            learn_from=as_selection(self.learn_from),
         )
         self._check_together()
         self._place()
@@ -230,7 +233,8 @@ class EngineSettings:
         if (level := self.slow) is not None:
             said = {"adapt": plain(level.adapt), "optimizer": plain(level.optimizer), "every": level.every, "window": level.window}
             slow = {"slow": said}
-        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard, **alarm, **slow}
+        chosen = {} if self.learn_from is None else {"learn_from": asdict(self.learn_from)}
+        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard, **alarm, **slow, **chosen}
 
     def _check_together(self) -> None:
         adapt, optimizer = each_stream.each_stream(self.adapt, self.optimizer, self.streams, self.shared)
@@ -241,6 +245,13 @@ class EngineSettings:
             raise ValueError(f"optimizer={self.optimizer!r} with adapt=None: nothing learns; give adapt, or no optimizer")
         if self.adapt is None and self.guard is not None:
             raise ValueError(f"guard={self.guard!r} with adapt=None: what is scored is the prior; give adapt, or no guard")
+        if self.adapt is None and self.learn_from is not None:
+            raise ValueError(f"learn_from={self.learn_from!r} with adapt=None: nothing learns; give adapt, or no learn_from")
+        if self.accumulate and self.learn_from is not None:
+            raise ValueError(
+                f"learn_from={self.learn_from!r} with accumulate=True: an update of several segments' gradients would be made, or left out, by the "
+                "last one's scores; use accumulate=False"
+            )
         if isinstance(self.reset, Alarm):
             self._check_alarm(self.reset)
         if self.adapt is not None and self.optimizer is None:
@@ -288,7 +299,11 @@ class EngineSettings:
                 "reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
                 "or reset at documents or every N tokens"
             )
-
+        if self.static and self.learn_from is not None:
+            raise ValueError(
+                f"learn_from={self.learn_from!r} with static=True, as it is on a GPU unless said otherwise: a backward that a recorded step holds "
+                "can't be left out by a score; use static=False"
+            )
         if self.static and self.alarm is not None and self.alarm.ring:
             raise ValueError(
                 f"reset={self.reset!r} with static=True: the copies of a ring are scored by passes of other shapes; use static=False, or ring=0"
