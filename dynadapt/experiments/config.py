@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from dynadapt.adapt.methods import LATER
 from dynadapt.adapt.optimizers import IN_WORDS, OPTIMIZERS, WITH_STATISTICS
 from dynadapt.adapt.reset_policy import Alarm, check_reset
+from dynadapt.adapt.selection import as_selection
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
@@ -77,6 +78,14 @@ def parse_reset(value) -> str | int:
     if tokens < 1 or isinstance(value, bool):
         raise ConfigError(f"reset {value!r}: give never, document, auto, with a guard auto:back=0.5 and the like, or a number of tokens")
     return tokens
+
+
+def parse_learn_from(value) -> str:
+    """ "below=0.3,above=4,tokens=0.2:0.95", or a ``Selection``, in the first form."""
+    try:
+        return as_selection(value).word
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,14 @@ class EvalConfig:
     )
     context: int = setting(0, "tokens of earlier segments run again in front of each segment, 0 for none (dearer than --memory)", least=0)
     every: int = setting(1, "update at every K-th segment", least=1, metavar="K", needs=LEARNS)
+    learn_from: str | None = setting(
+        None,
+        "learn from a part alone: below=Q leaves out segments whose mean NLL is under the Q-quantile of the last 64, above=K those over their mean "
+        "by K standard deviations; tokens=L:H counts of a segment the tokens between two quantiles of its NLLs (default: from all)",
+        read=parse_learn_from,
+        metavar="RULE,...",
+        needs=LEARNS,
+    )
     optimizer: str = setting("adam", "how the update is made", choices=tuple(OPTIMIZERS), needs=LEARNS)
     statistics: str = setting(
         "builtin:python-reference",
@@ -313,7 +330,7 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        for name, unsaid in {**LATER, **dict.fromkeys((*ADDED, *NUMBERS))}.items():
+        for name, unsaid in {**LATER, **dict.fromkeys((*ADDED, "learn_from", *NUMBERS))}.items():
             if content[name] is None or content[name] == unsaid or not content[name] and name not in NUMBERS:
                 del content[name]
         if self.bos != "yes":  # as runs have it that were begun before there was a choice
