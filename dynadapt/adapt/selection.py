@@ -16,9 +16,10 @@ All is decided behind the segment's score by scores that were made: no score dep
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean, stdev
+from typing import Any
 
 from dynadapt.common.checks import keep, number, sequence, wrong
 
@@ -96,7 +97,7 @@ def as_selection(selection) -> Selection | None:
         return selection
     if not isinstance(selection, str):
         raise wrong("learn_from", selection, EXPECTED)
-    kinds = {"below": float, "above": float, "tokens": _pair}
+    kinds: dict[str, Callable[[str], Any]] = {"below": float, "above": float, "tokens": _pair}
     given = words_of(selection, kinds)
     if given is None:
         raise wrong("learn_from", selection, f"NAME=VALUE,... with each NAME once, of {', '.join(kinds)}; tokens=LOW:HIGH")
