@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def domains_of(corpus: Path, wanted: list[str]) -> list[str]:
     if (corpus / "manifest.json").exists():
         check_corpus(corpus)
     return there
+
+
+def mean_error(values: list[float]) -> tuple[float, float]:
+    """(mean, its standard error)."""
+    mean = math.fsum(values) / len(values)
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) if len(values) > 1 else math.inf
 
 
 def corpus_facts(corpus: Path) -> dict | None:
