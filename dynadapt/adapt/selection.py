@@ -65,11 +65,6 @@ class Selection:
         say = lambda value: ":".join(f"{x:g}" for x in value) if isinstance(value, tuple) else f"{value:g}"  # noqa: E731
         return ",".join(f"{name}={say(value)}" for name, value in said if value is not None)
 
-    @property
-    def watches(self) -> bool:
-        """Whether it compares a segment with earlier ones."""
-        return self.below is not None or self.above is not None
-
     def takes(self, recent: Sequence[float], mean: float) -> bool:
         """Whether a segment of this mean NLL is learned from, behind segments of ``recent`` means. One that is no number is left to the update,
         which skips it and says so."""
