@@ -66,6 +66,13 @@ def _guard_lines(guarding) -> list[str]:
     return lines
 
 
+def _moving_rates(engine) -> str:
+    """Between which factors the rates of all adapters are by now."""
+    factors = torch.cat([learner.state.log_rate.flatten() for learner in engine.learners]).double().exp()
+    each = engine.learners[0].state.log_rate.shape[1]
+    return f"rates:  {engine.hypergradient!r}, a factor for each of {each} tensors a stream, now {factors.min():.3g} to {factors.max():.3g}"
+
+
 def _slow_line(engine) -> str:
     """What all streams learn together."""
     slow, learned = engine.slow, engine.slow_level.learner.learned_parameters
@@ -151,6 +158,8 @@ def explain(engine, time: bool = False) -> str:
             f"with:   {said(engine.optimizer)}; update every {engine.every} segment(s); reset {engine.reset_policy}",
         ]
         lines += _ways(engine)
+    if engine.hypergradient is not None:
+        lines.append(_moving_rates(engine))
     if engine.learn_from is not None:
         lines.append(f"from:   {engine.learn_from!r}; a segment that is left out costs its score and the head's gradient")
     if engine.guarding is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dynadapt.adapt.guard import as_guard
+from dynadapt.adapt.hypergradient import as_hypergradient
 from dynadapt.adapt.methods import GROUPS, HEAD, LATER, Full, LoRA, RowSparse, learns_beside, rates_differ, whole_model
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.reset_policy import Alarm, check_reset
@@ -110,6 +111,7 @@ class EngineSettings:
     guard: Any = None  # a Guard or None
     slow: Any = None  # a Slow or None
     learn_from: Any = None  # a Selection or None
+    hypergradient: Any = None  # a Hypergradient or None
 
     def __post_init__(self):
         choice("dtype", self.dtype, ("auto", *DTYPES))
@@ -131,6 +133,7 @@ class EngineSettings:
             guard=as_guard(self.guard),
             slow=as_slow(self.slow),
             learn_from=as_selection(self.learn_from),
+            hypergradient=as_hypergradient(self.hypergradient),
         )
         self._check_together()
         self._place()
@@ -234,7 +237,8 @@ class EngineSettings:
             said = {"adapt": plain(level.adapt), "optimizer": plain(level.optimizer), "every": level.every, "window": level.window}
             slow = {"slow": said}
         chosen = {} if self.learn_from is None else {"learn_from": asdict(self.learn_from)}
-        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard, **alarm, **slow, **chosen}
+        moving = {} if self.hypergradient is None else {"hypergradient": asdict(self.hypergradient)}
+        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard, **alarm, **slow, **chosen, **moving}
 
     def _check_together(self) -> None:
         adapt, optimizer = each_stream.each_stream(self.adapt, self.optimizer, self.streams, self.shared)
@@ -247,6 +251,10 @@ class EngineSettings:
             raise ValueError(f"guard={self.guard!r} with adapt=None: what is scored is the prior; give adapt, or no guard")
         if self.adapt is None and self.learn_from is not None:
             raise ValueError(f"learn_from={self.learn_from!r} with adapt=None: nothing learns; give adapt, or no learn_from")
+        if self.hypergradient is not None and (self.adapt is None or self.owns_weights):
+            raise ValueError(
+                f"hypergradient={self.hypergradient!r} with adapt={self.adapt!r}: the rates of adapters move; use LoRA, or hypergradient=None"
+            )
         if self.accumulate and self.learn_from is not None:
             raise ValueError(
                 f"learn_from={self.learn_from!r} with accumulate=True: an update of several segments' gradients would be made, or left out, by the "
@@ -303,6 +311,11 @@ class EngineSettings:
             raise ValueError(
                 f"learn_from={self.learn_from!r} with static=True, as it is on a GPU unless said otherwise: a backward that a recorded step holds "
                 "can't be left out by a score; use static=False"
+            )
+        if self.static and self.hypergradient is not None:
+            raise ValueError(
+                f"hypergradient={self.hypergradient!r} with static=True, as it is on a GPU unless said otherwise: the host looks at which streams "
+                "move; use static=False"
             )
         if self.static and self.alarm is not None and self.alarm.ring:
             raise ValueError(

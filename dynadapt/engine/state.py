@@ -124,7 +124,7 @@ def _check_record(engine, record, root: Path) -> None:
     for name, expected in _files_of(record, where).items():
         if wrong := differs(root / name, expected):
             raise ModelError(f"{wrong} (engine.json beside it was written with other files, or they changed since)")
-    for name in (*here, *({"guard", "mixture", "slow", "learn_from"} & saved.keys() - here.keys())):  # said where used
+    for name in (*here, *({"guard", "mixture", "slow", "learn_from", "hypergradient"} & saved.keys() - here.keys())):  # said where used
         if name not in saved or name not in here or here[name] != saved[name]:
             raise ModelError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here.get(name)!r}")
     is_count = lambda value: type(value) is int and 0 <= value < 2**63  # noqa: E731

@@ -24,6 +24,7 @@ import torch
 from dynadapt.adapt.methods import GROUPS
 from dynadapt.adapt.resets import ChangePoint, ChangePoints
 from dynadapt.adapt.selection import remembered
+from dynadapt.ops import hypergradient
 from dynadapt.ops import update as update_op
 
 from .buffers import Kind
@@ -316,4 +317,6 @@ class Step:
                 learner.count_update()
             state = learner.state
             flops = update_op.flops(state.updated, state.optimizer.rule(), learner.layout.parts, state.rate_factor is not None)
+            if state.moving_rates is not None:
+                flops += hypergradient.flops(state.updated)
             self.decoder.ledger.add("update", flops)

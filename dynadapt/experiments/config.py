@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 
+from dynadapt.adapt.hypergradient import as_hypergradient
 from dynadapt.adapt.methods import LATER
 from dynadapt.adapt.optimizers import IN_WORDS, OPTIMIZERS, WITH_STATISTICS
 from dynadapt.adapt.reset_policy import Alarm, check_reset
@@ -80,12 +81,16 @@ def parse_reset(value) -> str | int:
     return tokens
 
 
-def parse_learn_from(value) -> str:
-    """ "below=0.3,above=4,tokens=0.2:0.95", or a ``Selection``, in the first form."""
-    try:
-        return as_selection(value).word
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+def _word_by(read):
+    """Words that ``read`` takes, or what they stand for, as words."""
+
+    def parse(value) -> str:
+        try:
+            return read(value).word
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    return parse
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,7 @@ class EvalConfig:
         None,
         "learn from a part alone: below=Q leaves out segments whose mean NLL is under the Q-quantile of the last 64, above=K those over their mean "
         "by K standard deviations; tokens=L:H counts of a segment the tokens between two quantiles of its NLLs (default: from all)",
-        read=parse_learn_from,
+        read=_word_by(as_selection),
         metavar="RULE,...",
         needs=LEARNS,
     )
@@ -225,6 +230,14 @@ class EvalConfig:
         read=parse_betas,
         metavar="B1,B2",
         needs={**LEARNS, "optimizer": ("adam", "adamw")},
+    )
+    hypergradient: str | None = setting(
+        None,
+        "with --adapt lora: the rate of each adapter's A and B moves by itself, up while its steps go one way, down where they turn back: on, or "
+        "step=X,limit=F for other numbers than 0.02 and 8 (default: rates stay)",
+        read=_word_by(as_hypergradient),
+        metavar="on|step=X,...",
+        needs={"adapt": ("lora",)},
     )
     weight_decay: float | None = setting(
         None,
@@ -330,7 +343,7 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        for name, unsaid in {**LATER, **dict.fromkeys((*ADDED, "learn_from", *NUMBERS))}.items():
+        for name, unsaid in {**LATER, **dict.fromkeys((*ADDED, "learn_from", "hypergradient", *NUMBERS))}.items():
             if content[name] is None or content[name] == unsaid or not content[name] and name not in NUMBERS:
                 del content[name]
         if self.bos != "yes":  # as runs have it that were begun before there was a choice

@@ -228,6 +228,7 @@ def build_engine(model, config: EvalConfig):
         base=config.base,
         guard=config.guard if adapt else None,
         learn_from=config.learn_from if adapt else None,
+        hypergradient=config.hypergradient if config.adapt == "lora" else None,
         **({"slow": _slow_of(config)} if config.levels else {}),
     )
 

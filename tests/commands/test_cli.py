@@ -60,6 +60,7 @@ def test_help_names_every_option_and_default(capsys):
             "recompute",
             *ADDED,
             "learn_from",
+            "hypergradient",
         ):
             continue
         if field.name == "memory":  # settled when the model is known
