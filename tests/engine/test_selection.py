@@ -11,6 +11,7 @@ from dynadapt.adapt.selection import WARMUP, WINDOW, as_selection, bounds, remem
 from dynadapt.engine.settings import EngineSettings
 from dynadapt.model import ModelError, random_model, tiny_config
 from dynadapt.ops import cross_entropy
+from dynadapt.ops import update as update_op
 
 MODEL = random_model(tiny_config("llama"), seed=0, std=0.1)
 T = 8
@@ -137,8 +138,10 @@ def alone(e, streams, steps):
 def test_other_streams_of_a_pass_still_learn(batch):
     steps = [torch.cat([a, b, c]) for a, b, c in zip(segments(), segments(seed=7)[3:] + segments(3, seed=8), segments(seed=9))]
     e, some = engine(ALL, 3, batch=batch), 0
+    once = update_op.flops(e.learned_parameters, e.optimizer.rule())
     for tokens in steps:
         e.step(tokens)
+        assert e.last.flops["update"] == once * sum(n > 0 for n in e.last.learned_tokens) == once * sum(e.last.updated)
         some += 0 < sum(n > 0 for n in e.last.learned_tokens) < 3
     assert some > 5
     torch.testing.assert_close(masters(e).view(3, -1), alone(lambda: engine(ALL), 3, steps), rtol=0, atol=1e-11)

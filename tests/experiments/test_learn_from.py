@@ -7,7 +7,7 @@ import pytest
 from tiny import two_texts_root
 
 import dynadapt
-from dynadapt import Selection
+from dynadapt import Hypergradient, Selection
 from dynadapt.commands.evaluate import learned_from
 from dynadapt.commands.settings import unmixed
 from dynadapt.experiments.config import ConfigError, EvalConfig
@@ -67,6 +67,22 @@ def test_stopped_and_gone_on_with(root, tmp_path):
     again = run(settings, tmp_path / "stopped", RunOptions(resume=True, scores=True, checkpoint=4))
     a, b = (np.load(tmp_path / name / "scores.npy") for name in ("whole", "stopped"))
     assert np.array_equal(a, b) and whole["learned_from"] == again["learned_from"]
+
+
+def test_rates_that_move(root, tmp_path):
+    plain, still, moving = (config(root, **more) for more in ({}, {"adapt": "none"}, {"hypergradient": "step=0.3", "streams": 2}))
+    assert "hypergradient" not in plain.to_dict() and moving.to_dict()["hypergradient"] == "step=0.3"
+    assert EvalConfig(hypergradient=Hypergradient()).hypergradient == "on" and EvalConfig.from_dict(moving.to_dict()) == moving
+    whole = run(moving, tmp_path / "whole", RunOptions(checkpoint=4))
+    with pytest.raises(Interrupted):
+        run(moving, tmp_path / "stopped", RunOptions(checkpoint=4), progress=lambda event: event["segment"] < 6)
+    again = run(moving, tmp_path / "stopped", RunOptions(resume=True, checkpoint=4))
+    other = run(config(root, streams=2), tmp_path / "plain", RunOptions(checkpoint=0))
+    assert whole["nll"] == again["nll"] != other["nll"] and whole["flops"]["update"] > other["flops"]["update"]
+    assert run(still.with_(hypergradient="on"), tmp_path / "still", RunOptions(checkpoint=0))["updates"] == 0
+    with pytest.raises(ConfigError, match="hypergradient='off': expected Hypergradient"):
+        config(root, hypergradient="off")
+    assert "hypergradient" not in unmixed()
 
 
 def test_refused(root):
