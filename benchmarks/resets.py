@@ -45,7 +45,7 @@ import torch  # noqa: E402
 from scipy.stats import t as student  # noqa: E402
 
 from benchmarks.guard import held_out  # noqa: E402
-from benchmarks.script import TUNED, corpus_parser_of, domains_of  # noqa: E402
+from benchmarks.script import TUNED, corpus_parser_of, domains_of, mean_error  # noqa: E402
 from dynadapt import Adam, Alarm, Engine, LoRA, SegmentMemory, load  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
@@ -121,12 +121,6 @@ def score(model, arm: str, ids: list[int], splices: list[int], **more) -> dict:
     return {"nll": total / (len(ids) - 1), "resets": resets, "flops": sum(engine.flops.values()), "seconds": seconds}
 
 
-def _mean(values: list[float]) -> tuple[float, float]:
-    """(mean, standard error)."""
-    mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) if len(values) > 1 else math.inf
-
-
 def poisson(count: int, upper: bool) -> float:
     """The exact 95% bound (one-sided 97.5%) of a Poisson mean, by bisection."""
     tail = lambda mean, k: math.fsum(math.exp(-mean + j * math.log(mean) - math.lgamma(j + 1)) for j in range(k + 1))  # noqa: E731
@@ -148,8 +142,8 @@ def verdicts(rows: list[dict]) -> dict:
     found: dict = {"spliced": {}, "stationary": {}}
     reach = float(student.ppf(0.975, len(spliced) - 1)) if len(spliced) > 1 else math.inf  # standard errors
     for arm in there if len(spliced) > 1 else ():
-        behind, error = _mean([row["arms"][arm]["nll"] - row["arms"]["oracle"]["nll"] for row in spliced])
-        gain, gain_error = _mean([row["arms"][arm]["nll"] - row["arms"]["never"]["nll"] for row in spliced])
+        behind, error = mean_error([row["arms"][arm]["nll"] - row["arms"]["oracle"]["nll"] for row in spliced])
+        gain, gain_error = mean_error([row["arms"][arm]["nll"] - row["arms"]["never"]["nll"] for row in spliced])
         verdict = "open" if abs(behind - BEHIND) < reach * error else "confirmed" if behind < BEHIND else "refuted"
         found["spliced"][arm] = {
             "verdict": "-" if arm == "oracle" else verdict,
@@ -158,13 +152,13 @@ def verdicts(rows: list[dict]) -> dict:
             "beside_never": gain,
             "beside_never_error": gain_error,
             "helps": gain < -reach * gain_error,
-            "nll": _mean([row["arms"][arm]["nll"] for row in spliced])[0],
+            "nll": mean_error([row["arms"][arm]["nll"] for row in spliced])[0],
             "resets": sum(len(row["arms"][arm]["resets"]) for row in spliced),
             "splices": sum(len(row["splices"]) for row in spliced),
             "texts": len(spliced),
         }
     if {"slower", "lower"} <= set(there) and len(spliced) > 1:
-        parted, error = _mean([row["arms"]["slower"]["nll"] - row["arms"]["lower"]["nll"] for row in spliced])
+        parted, error = mean_error([row["arms"]["slower"]["nll"] - row["arms"]["lower"]["nll"] for row in spliced])
         verdict = "open" if abs(parted) <= reach * error else "confirmed" if parted < 0 else "refuted"
         found["the alarm's part"] = {"verdict": verdict, "slower_less_lower": parted, "error": error, "texts": len(spliced)}
     for kind in KINDS:

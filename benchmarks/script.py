@@ -55,6 +55,12 @@ def domains_of(corpus: Path, wanted: list[str]) -> list[str]:
     return there
 
 
+def mean_error(values: list[float]) -> tuple[float, float]:
+    """(mean, its standard error)."""
+    mean = math.fsum(values) / len(values)
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values)) if len(values) > 1 else math.inf
+
+
 def corpus_facts(corpus: Path) -> dict | None:
     """What identifies a corpus; None where it has no manifest."""
     manifest = corpus / "manifest.json"

@@ -8,7 +8,7 @@ from .common.lazy import lazily
 from .common.version import VERSION
 
 if TYPE_CHECKING:
-    from .adapt import RMS, SGD, Adam, AdamW, Alarm, Full, Guard, KeepPrior, Lion, LoRA, Muon, RowSparse, Slow
+    from .adapt import RMS, SGD, Adam, AdamW, Alarm, Full, Guard, Hypergradient, KeepPrior, Lion, LoRA, Muon, RowSparse, Selection, Slow
     from .engine.engine import Engine
     from .engine.memory import Overlap, SegmentMemory
     from .engine.rate_mixture import RateMixture
@@ -30,6 +30,7 @@ __all__ = [
     "Evaluation",
     "Full",
     "Guard",
+    "Hypergradient",
     "KeepPrior",
     "Lion",
     "LoRA",
@@ -40,6 +41,7 @@ __all__ = [
     "SegmentMemory",
     "Server",
     "Session",
+    "Selection",
     "Slow",
     "StopRun",
     "attach",
@@ -51,9 +53,7 @@ __all__ = [
 
 # Public name -> the module that has it. They are imported when they are asked for: torch takes seconds, and `dynadapt --help` needs none.
 _HOMES = {
-    **dict.fromkeys(
-        ("RMS", "SGD", "Adam", "AdamW", "Alarm", "Full", "Guard", "KeepPrior", "Lion", "LoRA", "Muon", "RowSparse", "Slow"), "adapt"
-    ),
+    **dict.fromkeys("RMS SGD Adam AdamW Alarm Full Guard Hypergradient KeepPrior Lion LoRA Muon RowSparse Selection Slow".split(), "adapt"),
     "Engine": "engine",
     "RateMixture": "engine.rate_mixture",
     "Evaluation": "experiments.evaluation",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from dynadapt.common.checks import integer, is_integer, keep, number, wrong
 
@@ -70,18 +72,26 @@ def check_reset(reset) -> str | int | Alarm:
     )
 
 
-def _alarm_of(word: str) -> Alarm:
-    usual = Alarm()
-    kinds = {f.name: type(getattr(usual, f.name)) for f in fields(Alarm)}
-    given: dict = {}
-    for part in word.removeprefix("auto:").split(","):
+def words_of(words: str, kinds: Mapping[str, Callable[[str], Any]]) -> dict[str, Any] | None:
+    """{name: value} of "NAME=VALUE,...", each value by its name's kind; None where a name is unknown or comes twice, or a value is none."""
+    given: dict[str, Any] = {}
+    for part in words.split(","):
         name, _, value = part.partition("=")
         try:
             if name in given:
-                raise ValueError
+                return None
             given[name] = kinds[name](value)
         except (KeyError, ValueError):
-            raise wrong("reset", word, f"auto:NAME=NUMBER,... with each NAME once, of {', '.join(kinds)}") from None
+            return None
+    return given
+
+
+def _alarm_of(word: str) -> Alarm:
+    usual = Alarm()
+    kinds = {f.name: type(getattr(usual, f.name)) for f in fields(Alarm)}
+    given = words_of(word.removeprefix("auto:"), kinds)
+    if given is None:
+        raise wrong("reset", word, f"auto:NAME=NUMBER,... with each NAME once, of {', '.join(kinds)}")
     try:
         return Alarm(**given)
     except ValueError as error:

@@ -160,6 +160,14 @@ def choose_out(config: EvalConfig, out: str | None, resume: bool) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
+def learned_from(summary: dict) -> list[tuple[str, str]]:
+    """The row of a table that says what part was learned from, where a rule chose."""
+    if "learned_from" not in summary:
+        return []
+    of = summary["learned_from"]
+    return [("from", f"{of['share']:.0%} of {of['of_segments']:,} segments, {of['tokens']:,} tokens")]
+
+
 def print_summary(out: Path, summary: dict) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -178,6 +186,7 @@ def print_summary(out: Path, summary: dict) -> None:
         ("FLOPs", f"{summary['flops_per_token'] / 1e9:,.4g} G/token"),
         ("peak memory", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB"),
         ("learned", f"{summary['learned_parameters']:,} parameters, {summary['updates']:,} updates, {summary['skipped_updates']} skipped"),
+        *learned_from(summary),
         ("written to", str(out)),
     ):
         table.add_row(name, value)

@@ -27,7 +27,7 @@ from .report import StepReport
 from .step import Step
 
 Tensors = dict[str, torch.Tensor]
-COPIED = ("master", "first", "second", "step")  # of a slot; its gradient is gone by then
+COPIED = ("master", "first", "second", "step", "last", "log_rate")  # of a slot; its gradient is gone by then
 
 
 @dataclass(frozen=True)

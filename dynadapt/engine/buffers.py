@@ -34,6 +34,7 @@ class Kind:
     adds: bool = False  # its gradient, to what waits for an update
     loss: str = "cross_entropy"
     candidates: int = 0  # tokens of a teacher, for each scored one
+    selects: bool = False  # which tokens are learned from hangs on their scores
 
 
 def given_fields(kind: Kind, wide: torch.dtype) -> Fields:
@@ -57,6 +58,8 @@ def made_fields(kind: Kind, wide: torch.dtype) -> Fields:
     """Names, dtypes and shapes of what a pass leaves."""
     i32 = torch.int32
     own: Fields = {"loss": (wide, (kind.scored,))} if kind.loss == "kl" else {}  # else it follows from the scores
+    if kind.selects:
+        own["kept"] = (i32, (kind.rows,))  # tokens that are learned from
     return {
         **own,
         "nll": (wide, (kind.scored,)),

@@ -336,13 +336,14 @@ class Decoder:
     # ---- the score
 
     @ranged("score")
-    def score(self, hidden, rows, targets, weights, loss: str = "cross_entropy", inputs: Mapping[str, torch.Tensor] = NOTHING):
+    def score(self, hidden, rows, targets, weights, loss: str = "cross_entropy", inputs: Mapping[str, torch.Tensor] = NOTHING, choose=None):
         """Per-token NLL of the scored rows and, where ``weights`` are given, d-hidden of the weighted sum of a loss (losses.py).
 
         Args:
             hidden: [N, H]; rows: int64 [n], which of them are scored, each once; None: all.
             targets: int64 [n], negative: not scored after all. weights: [n] or None for the score alone.
             loss: by name; inputs: what it is given, by name (``losses.given_fields``).
+            choose: from the scores [n], factors [n] on the weights of a cross-entropy.
 
         Returns:
             nll [n] and dhidden [N, H] or None, also where nothing below the head learns; both in buffers that the next pass reuses.
@@ -360,6 +361,8 @@ class Decoder:
             return nll, None
         if loss == "importance_sampling":
             weights = losses.by_importance(nll, weights, (dh, dU), inputs["logp"], inputs["advantages"])
+        if choose is not None:
+            weights = losses.times(weights, (dh, dU), choose(nll))
         self.scored = (h, targets, weights, lse, teacher)
         if rows is not None and dh is not None:
             dh = self.ws("dhidden", *hidden.shape).zero_().index_copy_(0, rows, dh)

@@ -97,7 +97,9 @@ class Eager:
         choosing = p.backward and s.settings.owns_weights and s.learners[index].choosing
         sets, adds = r if s.own_slots else 1, p.backward and (s.settings.accumulate or p.apart and s.waits(p))
         loss = call.loss if p.backward else CROSS_ENTROPY
-        return Kind(r, width, scored, gathers, sets, p.backward, p.update, index, choosing, adds, loss.name, loss.candidates), again
+        selects = p.backward and s.settings.learn_from is not None
+        kind = Kind(r, width, scored, gathers, sets, p.backward, p.update, index, choosing, adds, loss.name, loss.candidates, selects)
+        return kind, again
 
     def _fill(self, given: dict[str, torch.Tensor], p: Pass, call: StepCall, with_tokens: bool = True) -> None:
         s, places = self.step, p.counts

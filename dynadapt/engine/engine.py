@@ -95,6 +95,10 @@ class Engine:
             independent.
         keep: ``KeepPrior``: each update also pulls towards the model as it was loaded on pieces of a reference text, so that learning
             one text costs less of the others (adapt/keep_prior.py).
+        learn_from: ``Selection``, or its words ("below=0.3,above=4,tokens=0.2:0.95"): segments and tokens are left out of what is learned from by
+            their scores (adapt/selection.py); a pass of which nothing is left has no backward. None: all are learned from.
+        hypergradient: ``Hypergradient``, its words ("step=0.02,limit=8") or "on": of each stream's adapters every A and B has a factor on its
+            rate, which grows while its steps go one way and shrinks where they turn back (adapt/hypergradient.py). None: rates stay.
 
     A call runs alone: one that begins while another runs, in a thread or a callback, is refused, and so are calls in a forked
     process. A step completes or changes nothing: arguments are checked first, and where a step fails after it has begun to move
@@ -105,7 +109,7 @@ class Engine:
         UnsupportedOp: naming the ops of this configuration that the backend can't serve here, before any weight is read.
     """
 
-    @partial(positional_before, but=("guard", "slow", "keep"))
+    @partial(positional_before, but=("guard", "slow", "keep", "learn_from", "hypergradient"))
     def __init__(
         self,
         model,
@@ -130,6 +134,8 @@ class Engine:
         guard=None,
         slow=None,
         keep=None,
+        learn_from=None,
+        hypergradient=None,
     ):
         settings = EngineSettings(
             adapt,
@@ -152,6 +158,8 @@ class Engine:
             guard,
             slow,
             keep,
+            learn_from,
+            hypergradient,
         )
         with plain_torch():
             self._make(load(model), settings)
@@ -170,6 +178,7 @@ class Engine:
         self.batch = settings.batch or settings.streams
         self.dtype, self.torch_dtype, self.device, self.backend = settings.dtype, settings.torch_dtype, settings.device, settings.backend
         self.lowest, self.guard, self.slow = settings.lowest(self.config), settings.guard, settings.slow
+        self.learn_from, self.hypergradient = settings.learn_from, settings.hypergradient
         self.calls = Calls()
         self._resolve_ops()
         self._build()

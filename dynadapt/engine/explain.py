@@ -66,6 +66,13 @@ def _guard_lines(guarding) -> list[str]:
     return lines
 
 
+def _moving_rates(engine) -> str:
+    """Between which factors the rates of all adapters are by now."""
+    factors = torch.cat([learner.state.log_rate.flatten() for learner in engine.learners]).double().exp()
+    each = engine.learners[0].state.log_rate.shape[1]
+    return f"rates:  {engine.hypergradient!r}, a factor for each of {each} tensors a stream, now {factors.min():.3g} to {factors.max():.3g}"
+
+
 def _slow_line(engine) -> str:
     """What all streams learn together."""
     slow, learned = engine.slow, engine.slow_level.learner.learned_parameters
@@ -106,7 +113,8 @@ def _base(engine) -> list[str]:
 
 def timed_steps(engine, steps: int = 3):
     """(a fresh twin of the engine, seconds a step, seconds by op) over ``steps`` steps of random tokens on the twin."""
-    twin = type(engine)(engine.model, **{**engine.settings.arguments(), "every": 1, "accumulate": False, "reset": "never", "slow": None})
+    plain = {"every": 1, "accumulate": False, "reset": "never", "slow": None, "learn_from": None}
+    twin = type(engine)(engine.model, **{**engine.settings.arguments(), **plain})
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
     if twin.learners and twin.learners[0].state.lacks_statistics:
@@ -159,6 +167,10 @@ def explain(engine, time: bool = False) -> str:
             f"with:   {said(engine.optimizer)}; update every {engine.every} segment(s); reset {engine.reset_policy}",
         ]
         lines += _ways(engine)
+    if engine.hypergradient is not None:
+        lines.append(_moving_rates(engine))
+    if engine.learn_from is not None:
+        lines.append(f"from:   {engine.learn_from!r}; a segment that is left out costs its score and the head's gradient")
     if engine.guarding is not None:
         lines += _guard_lines(engine.guarding)
     if engine.slow is not None:

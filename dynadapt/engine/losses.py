@@ -115,7 +115,11 @@ def _teacher(ids, logp, rows: int, width: int, vocabulary: int, dtype: torch.dty
 
 def by_importance(nll, weights, gradients, old, advantages) -> torch.Tensor:
     """``gradients`` [N, ...] of weights x NLL (None: none) become those of -weights x exp(logp - old) x advantages; the NLLs' weights in it [N]."""
-    factor = torch.exp(-nll - old) * advantages
+    return times(weights, gradients, torch.exp(-nll - old) * advantages)
+
+
+def times(weights, gradients, factor) -> torch.Tensor:
+    """``gradients`` [N, ...] (None: none) become ``factor`` [N] times what they are; the weights times the factor."""
     for gradient in gradients:
         if gradient is not None:
             torch.mul(gradient, factor[:, None], out=gradient)  # in the factor's precision, rounded once

@@ -23,6 +23,7 @@ class StreamState:
     since_reset: int = 0  # tokens learned from since the adapter was last the prior
     waiting: bool = False  # whether it has a gradient that no update has used yet
     history: list[int] = field(default_factory=list)  # Overlap: the last inputs
+    recent: list[float] = field(default_factory=list)  # Selection: mean NLLs of the document's last segments
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ class Prior:
             reset="never",
             guard=None,
             keep=None,
+            learn_from=None,
+            hypergradient=None,
             batch=None if given.batch is None else min(given.batch, streams),
         )
         memory, dtype, device = engine.memory, engine.torch_dtype, engine.device

@@ -28,7 +28,8 @@ class StepReport:
     With a guard, of the step's rows: ``nll_static`` [R, T], the prior's scores, NaN where it was not looked at; ``nll_adapted``, what
     the step would have returned without; and ``guard_bound``, by how many nats the score of each row's document, as far as it was
     looked at, can be above the better of the two (adapt/guard.py). ``went_back``: where an alarm led, by stream: "prior", "part of the
-    way" or "copy"; empty without one.
+    way" or "copy"; empty without one. ``learned_tokens``: with ``learn_from``, of how many tokens each stream learned in this step; None where no
+    rule chose.
 
     The report of a step that may still run (``pending``) is read when a field other than ``flops`` is first asked for, which waits.
     """
@@ -50,6 +51,7 @@ class StepReport:
         self.streams, self.flops, self.loss, self.went_back = len(updated), flops or {}, None, {}
         self.outcomes: list[Outcome] = []
         self.known: dict[str, list] | None = {"updated": updated, "skipped": skipped, "was_reset": was_reset, "grad_norm": grad_norm}
+        self.known["learned_tokens"] = [None] * self.streams
 
     @classmethod
     def pending(cls, streams: int, outcomes: list[Outcome], flops: dict[str, int], loss: torch.Tensor | None = None) -> StepReport:
@@ -71,7 +73,7 @@ class StepReport:
 
     def _collect(self) -> dict[str, list]:
         known: dict[str, list] = {name: [False] * self.streams for name in ("updated", "skipped", "was_reset")}
-        known["grad_norm"] = [None] * self.streams
+        known["grad_norm"], known["learned_tokens"] = [None] * self.streams, [None] * self.streams
         for outcome in self.outcomes:
             streams, host = outcome.plan.streams, {name: t.tolist() for name, t in outcome.made.items()}
             if any(host["invalid"]):
@@ -82,6 +84,8 @@ class StepReport:
             for i, stream in enumerate(streams):
                 j = i if len(host["moving"]) > 1 else 0
                 known["was_reset"][stream] = stream in outcome.plan.resets or bool(host["reset"][i])
+                if "kept" in host:
+                    known["learned_tokens"][stream] = host["kept"][i]
                 if outcome.plan.update and outcome.plan.due[i] and host["moving"][j] >= 0:
                     known["skipped"][stream] = bool(host["skipped"][j])
                     known["updated"][stream] = not host["skipped"][j]
@@ -92,6 +96,7 @@ class StepReport:
     skipped = property(lambda self: self.read()["skipped"])
     was_reset = property(lambda self: self.read()["was_reset"])
     grad_norm = property(lambda self: self.read()["grad_norm"])
+    learned_tokens = property(lambda self: self.read()["learned_tokens"])
 
     @safe
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dynadapt.adapt.guard import as_guard
+from dynadapt.adapt.hypergradient import as_hypergradient
 from dynadapt.adapt.keep_prior import as_keep
 from dynadapt.adapt.methods import (
     EMBED,
@@ -26,6 +27,7 @@ from dynadapt.adapt.methods import (
 )
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.reset_policy import Alarm, check_reset
+from dynadapt.adapt.selection import as_selection
 from dynadapt.adapt.slow import as_slow
 from dynadapt.adapt.targets import lowest, may_adapt_around, norms_and_biases, targeted
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
@@ -124,6 +126,8 @@ class EngineSettings:
     guard: Any = None  # a Guard or None
     slow: Any = None  # a Slow or None
     keep: Any = None  # a KeepPrior or None
+    learn_from: Any = None  # a Selection or None
+    hypergradient: Any = None  # a Hypergradient or None
 
     def __post_init__(self):
         choice("dtype", self.dtype, ("auto", *DTYPES))
@@ -145,6 +149,8 @@ class EngineSettings:
             guard=as_guard(self.guard),
             slow=as_slow(self.slow),
             keep=as_keep(self.keep),
+            learn_from=as_selection(self.learn_from),
+            hypergradient=as_hypergradient(self.hypergradient),
         )
         self._check_together()
         self._place()
@@ -258,7 +264,10 @@ class EngineSettings:
             said = {"adapt": plain(level.adapt), "optimizer": plain(level.optimizer), "every": level.every, "window": level.window}
             slow = {"slow": said}
         kept = {} if self.keep is None else {"keep": self.keep.describe()}
-        return {**parts, **{name: getattr(self, name) for name in names}, "base": base, **guard, **alarm, **slow, **kept}
+        chosen = {} if self.learn_from is None else {"learn_from": asdict(self.learn_from)}
+        moving = {} if self.hypergradient is None else {"hypergradient": asdict(self.hypergradient)}
+        named = {name: getattr(self, name) for name in names}
+        return {**parts, **named, "base": base, **guard, **alarm, **slow, **kept, **chosen, **moving}
 
     def _check_together(self) -> None:
         adapt, optimizer = each_stream.each_stream(self.adapt, self.optimizer, self.streams, self.shared)
@@ -269,6 +278,17 @@ class EngineSettings:
             raise ValueError(f"optimizer={self.optimizer!r} with adapt=None: nothing learns; give adapt, or no optimizer")
         if self.adapt is None and self.guard is not None:
             raise ValueError(f"guard={self.guard!r} with adapt=None: what is scored is the prior; give adapt, or no guard")
+        if self.adapt is None and self.learn_from is not None:
+            raise ValueError(f"learn_from={self.learn_from!r} with adapt=None: nothing learns; give adapt, or no learn_from")
+        if self.hypergradient is not None and (self.adapt is None or self.owns_weights):
+            raise ValueError(
+                f"hypergradient={self.hypergradient!r} with adapt={self.adapt!r}: the rates of adapters move; use LoRA, or hypergradient=None"
+            )
+        if self.accumulate and self.learn_from is not None:
+            raise ValueError(
+                f"learn_from={self.learn_from!r} with accumulate=True: an update of several segments' gradients would be made, or left out, by the "
+                "last one's scores; use accumulate=False"
+            )
         if isinstance(self.reset, Alarm):
             self._check_alarm(self.reset)
         if self.adapt is not None and self.optimizer is None:
@@ -316,7 +336,16 @@ class EngineSettings:
                 "reset='auto' with adapt=RowSparse on a GPU: which rows go back is only known there; use LoRA or Full, "
                 "or reset at documents or every N tokens"
             )
-
+        if self.static and self.learn_from is not None:
+            raise ValueError(
+                f"learn_from={self.learn_from!r} with static=True, as it is on a GPU unless said otherwise: a backward that a recorded step holds "
+                "can't be left out by a score; use static=False"
+            )
+        if self.static and self.hypergradient is not None:
+            raise ValueError(
+                f"hypergradient={self.hypergradient!r} with static=True, as it is on a GPU unless said otherwise: the host looks at which streams "
+                "move; use static=False"
+            )
         if self.static and self.alarm is not None and self.alarm.ring:
             raise ValueError(
                 f"reset={self.reset!r} with static=True: the copies of a ring are scored by passes of other shapes; use static=False, or ring=0"

@@ -50,6 +50,11 @@ def forward_backward(engine, tokens, lengths, streams, weights, loss, inputs) ->
         raise ValueError("adapt=None: nothing learns in this engine, expected LoRA(...), RowSparse(...) or Full(...); step only scores")
     if engine.slow is not None:
         raise ValueError(f"forward_backward with slow={engine.slow!r}: the slow level learns from what step scores; use step, or slow=None")
+    if engine.learn_from is not None:
+        raise ValueError(
+            f"forward_backward with learn_from={engine.learn_from!r}: gradients of several calls add up, and an update is made by call; use step, or "
+            "weights that are 0 where nothing is to be learned"
+        )
     if engine.every == NEVER:
         raise RuntimeError("forward_backward: learn_no_more has ended learning in this engine; step only scores")
     if engine.static is not None and engine.settings.watches:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from dynadapt.adapt.resets import ChangePoint
+from dynadapt.adapt.selection import WINDOW
 from dynadapt.common.digests import differs, digests_under, sync_tree
 from dynadapt.model import ModelError
 from dynadapt.model.base import count_not_finite
@@ -50,6 +51,8 @@ def state_tensors(engine) -> dict[str, torch.Tensor]:
         named.update({f"slow.{name}": t for name, t in level.items()})
     for s, state in enumerate(engine.state):
         named[f"history.{s}"] = torch.tensor(state.history, dtype=torch.int64)
+        if engine.learn_from is not None:
+            named[f"recent.{s}"] = torch.tensor(state.recent, dtype=torch.float64)
     return {name: t.contiguous() for name, t in named.items()}
 
 
@@ -121,7 +124,8 @@ def _check_record(engine, record, root: Path) -> None:
     for name, expected in _files_of(record, where).items():
         if wrong := differs(root / name, expected):
             raise ModelError(f"{wrong} (engine.json beside it was written with other files, or they changed since)")
-    for name in (*here, *({"guard", "keep", "mixture", "slow"} & saved.keys() - here.keys())):  # said where used
+    later = {"guard", "keep", "mixture", "slow", "learn_from", "hypergradient"}
+    for name in (*here, *(later & saved.keys() - here.keys())):  # said where used
         if name not in saved or name not in here or here[name] != saved[name]:
             raise ModelError(f"{root}: saved with {name}={saved.get(name)!r}; this engine has {here.get(name)!r}")
     is_count = lambda value: type(value) is int and 0 <= value < 2**63  # noqa: E731
@@ -200,7 +204,7 @@ def _expected(here, name: str):
         weight = here.get(name.replace(".reference.", ".weight."))
         return None if master is None or weight is None else (master.dtype, (weight.shape[0],))
     if name in here:
-        return here[name].dtype, (-1,) if name.startswith("history.") or name in ("slow.tokens", "slow.lengths") else tuple(
+        return here[name].dtype, (-1,) if name.startswith(("history.", "recent.")) or name in ("slow.tokens", "slow.lengths") else tuple(
             here[name].shape
         )
     if master is None:
@@ -221,6 +225,8 @@ def _check_values(engine, path: Path, name: str, value: torch.Tensor, tensors: d
             not name.endswith(".grad") and not diverged and value.numel() and count_not_finite(value)
         ):  # such a gradient is skipped, and stays
             raise ModelError(f"{path}: tensor {name} holds a NaN or an infinity")
+        if name.startswith("recent.") and value.numel() > WINDOW:
+            raise ModelError(f"{path}: tensor {name} has {value.numel()} segments; expected at most {WINDOW}")
         if name == "lr" and (value < 0).any():
             raise ModelError(f"{path}: tensor lr holds a number below 0")
         return
@@ -262,6 +268,7 @@ def set_state(engine, tensors: dict[str, torch.Tensor], counts: dict) -> None:
         state.segments, state.since_reset = row["segments"], row["since_reset"]
         state.waiting = row.get("waiting", engine.accumulate and state.segments % engine.every > 0)  # older states don't say it
         state.history = tensors[f"history.{s}"].tolist()
+        state.recent = tensors[f"recent.{s}"].tolist() if engine.learn_from is not None else []
     step = engine.driver.step
     step.fresh = False
     step.counters.copy_(torch.tensor([counts["updates"], counts["skipped_updates"]]))

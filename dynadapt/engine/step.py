@@ -9,7 +9,8 @@
 5. the segment enters memory.
 
 Everything is tensor arithmetic of fixed shapes, so that a CUDA graph can hold it. Where asking for a number costs nothing (the
-eager CPU), ``asks`` lets the host look once, behind 2: a pass whose streams are all flagged then saves its backward.
+eager CPU), ``asks`` lets the host look once, behind 2: a pass whose streams are all flagged, or of which nothing is to be learned by its
+scores (selecting.py), then saves its backward.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import torch
 
 from dynadapt.adapt.methods import GROUPS
 from dynadapt.adapt.resets import ChangePoint, ChangePoints
+from dynadapt.adapt.selection import remembered
+from dynadapt.ops import hypergradient
 from dynadapt.ops import update as update_op
 
 from .buffers import Kind
@@ -30,6 +33,7 @@ from .handover import Handover
 from .learners.fused import Fused
 from .learners.make import mixed_adapters
 from .plan import Pass, StreamState
+from .selecting import chosen, means_of
 from .settings import EngineSettings
 
 Tensors = dict[str, torch.Tensor]
@@ -144,7 +148,9 @@ class Step:
         lengths = None if d.memory is None else given["counts"]
         batch = Batch(given["inputs"], given["adapter"], given["slots"], p.streams, again, lengths)
         hidden = d.forward(batch, learner, self.lowest(p.streams) if kind.backward else None, handover=self.handover)
-        nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], given["weights"] if kind.backward else None, kind.loss, given)
+        weights = given["weights"] if kind.backward else None
+        choose = partial(self._choose, p, given, made) if kind.selects else None
+        nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], weights, kind.loss, given, choose)
         made["nll"].copy_(nll)
         if "loss" in made:
             made["loss"].copy_(d.loss)
@@ -152,7 +158,7 @@ class Step:
         if self.changes is not None:
             self._watch(self.changes, p, given, made)
         made["moving"].copy_(given["moving"])
-        if kind.backward and not self.all_flagged(made):
+        if kind.backward and not self.nothing_to_learn(made):
             self._learn(kind, batch, dhidden, learner, given, made)
         self.fresh = False
         if self.changes is not None and not self.asks:
@@ -163,9 +169,22 @@ class Step:
                 self.mixed.put_back(*flagged)
         d.advance_memory(batch, p.counts if self.asks else given["counts"])
 
-    def all_flagged(self, made: Tensors) -> bool:
+    def nothing_to_learn(self, made: Tensors) -> bool:
         """Whether the host sees that no stream of a pass is left to learn."""
-        return self.asks and self.changes is not None and bool(made["reset"].all())
+        return self.asks and (self.changes is not None or "kept" in made) and bool(self._still(made).all())
+
+    def _still(self, made: Tensors) -> torch.Tensor:
+        """Which rows of a pass don't learn by what was scored: their streams are flagged, or none of their tokens is to be learned from."""
+        return (made["reset"] != 0) | (made["kept"] == 0) if "kept" in made else made["reset"] != 0
+
+    def _choose(self, p: Pass, given: Tensors, made: Tensors, nll: torch.Tensor) -> torch.Tensor:
+        """Factors [N] on the weights of a pass's scores; streams none of whose tokens is learned from don't move."""
+        recents = [self.states[stream].recent for stream in p.streams]
+        factors, kept = chosen(self.settings.learn_from, recents, nll, p.counts, given["weights"], self.settings.shared)
+        made["kept"].copy_(torch.tensor(kept))
+        still = made["kept"] == 0
+        given["moving"].masked_fill_(still if len(given["moving"]) == len(kept) else still.all().view(1), -1)
+        return factors
 
     def _watch(self, changes: ChangePoints, p: Pass, given: Tensors, made: Tensors) -> None:
         counts = given["counts"]
@@ -262,8 +281,11 @@ class Step:
         d, settings, memory = self.decoder, self.settings, self.decoder.memory
         d.count_memory(kind.width, memory_lengths)
         flagged = [s for s, flag in zip(p.streams, made["reset"].tolist()) if flag] if self.asks and self.changes is not None else []
-        if kind.backward and not self.all_flagged(made):
-            self._count_learning(kind, p, flagged)
+        if kind.backward and not self.nothing_to_learn(made):
+            self._count_learning(kind, p, self._still(made).tolist())
+        if settings.learn_from is not None:
+            for stream, mean in zip(p.streams, means_of(made["nll"], p.counts)):
+                self.states[stream].recent = remembered(self.states[stream].recent, mean)
         for row, stream, n in zip(p.rows, p.streams, p.counts):
             if n:
                 state = self.states[stream]
@@ -277,13 +299,13 @@ class Step:
         for stream in (*p.resets, *flagged):
             self.put_back(stream)
 
-    def _count_learning(self, kind: Kind, p: Pass, flagged: list[int]) -> None:
+    def _count_learning(self, kind: Kind, p: Pass, still: list[bool]) -> None:
         learner, settings = self.learner(p.streams[0]), self.settings
         keeps = settings.accumulate or p.apart
         if settings.owns_weights:
             learner.passes += keeps
         if kind.update:
-            moved = [s for moves, s in zip(p.moves, p.streams) if moves and s not in flagged]
+            moved = [s for moves, s, rests in zip(p.moves, p.streams, still) if moves and not rests]
             self._count_update(moved if self.own_slots else p.streams[:1])
         for stream, moves, share in zip(p.streams, p.moves, p.shares):
             if kind.update and moves:
@@ -299,4 +321,6 @@ class Step:
                 learner.count_update()
             state = learner.state
             flops = update_op.flops(state.updated, state.optimizer.rule(), learner.layout.parts, state.rate_factor is not None)
+            if state.moving_rates is not None:
+                flops += hypergradient.flops(state.updated)
             self.decoder.ledger.add("update", flops)

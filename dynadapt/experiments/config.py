@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 
+from dynadapt.adapt.hypergradient import as_hypergradient
 from dynadapt.adapt.methods import LATER
 from dynadapt.adapt.optimizers import IN_WORDS, OPTIMIZERS, WITH_STATISTICS
 from dynadapt.adapt.reset_policy import Alarm, check_reset
+from dynadapt.adapt.selection import as_selection
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
@@ -77,6 +79,18 @@ def parse_reset(value) -> str | int:
     if tokens < 1 or isinstance(value, bool):
         raise ConfigError(f"reset {value!r}: give never, document, auto, with a guard auto:back=0.5 and the like, or a number of tokens")
     return tokens
+
+
+def _word_by(read):
+    """Words that ``read`` takes, or what they stand for, as words."""
+
+    def parse(value) -> str:
+        try:
+            return read(value).word
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    return parse
 
 
 @dataclass(frozen=True)
@@ -202,6 +216,14 @@ class EvalConfig:
     )
     context: int = setting(0, "tokens of earlier segments run again in front of each segment, 0 for none (dearer than --memory)", least=0)
     every: int = setting(1, "update at every K-th segment", least=1, metavar="K", needs=LEARNS)
+    learn_from: str | None = setting(
+        None,
+        "learn from a part alone: below=Q leaves out segments whose mean NLL is under the Q-quantile of the last 64, above=K those over their mean "
+        "by K standard deviations; tokens=L:H counts of a segment the tokens between two quantiles of its NLLs (default: from all)",
+        read=_word_by(as_selection),
+        metavar="RULE,...",
+        needs=LEARNS,
+    )
     optimizer: str = setting("adam", "how the update is made", choices=tuple(OPTIMIZERS), needs=LEARNS)
     statistics: str = setting(
         "builtin:python-reference",
@@ -221,6 +243,14 @@ class EvalConfig:
         read=parse_betas,
         metavar="B1,B2",
         needs={**LEARNS, "optimizer": ("adam", "adamw")},
+    )
+    hypergradient: str | None = setting(
+        None,
+        "with --adapt lora: the rate of each adapter's A and B moves by itself, up while its steps go one way, down where they turn back: on, or "
+        "step=X,limit=F for other numbers than 0.02 and 8 (default: rates stay)",
+        read=_word_by(as_hypergradient),
+        metavar="on|step=X,...",
+        needs={"adapt": ("lora",)},
     )
     weight_decay: float | None = setting(
         None,
@@ -331,7 +361,8 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        for name, unsaid in {**LATER, "select": "gradient", **dict.fromkeys((*ADDED, *NUMBERS))}.items():
+        later = (*ADDED, "learn_from", "hypergradient", *NUMBERS)
+        for name, unsaid in {**LATER, "select": "gradient", **dict.fromkeys(later)}.items():
             if content[name] is None or content[name] == unsaid or not content[name] and name not in NUMBERS:
                 del content[name]
         if self.bos != "yes":  # as runs have it that were begun before there was a choice

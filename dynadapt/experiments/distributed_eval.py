@@ -63,6 +63,8 @@ def _check(config: EvalConfig, world: int) -> tuple[list[Source], list[dict]]:
     """The documents, and size and digest of each. ConfigError for what makes a document's score depend on other documents."""
     of = f"with {world} processes"
     guarded.refuse(config, f"{of}: their scores of the prior and of each rate are not merged")
+    if config.adapt != "none" and config.learn_from is not None:
+        raise ConfigError(f"learn_from {config.learn_from!r} {of}: what share was learned from is not merged; leave it out")
     if config.adapt != "none" and config.reset != "document":
         raise ConfigError(
             f"reset {config.reset!r} {of}: a document would learn from those before it in its process; give "

@@ -230,6 +230,8 @@ def build_engine(model, config: EvalConfig):
         recompute=config.recompute or None,
         base=config.base,
         guard=config.guard if adapt else None,
+        learn_from=config.learn_from if adapt else None,
+        hypergradient=config.hypergradient if config.adapt == "lora" else None,
         **({"slow": slow_of(config)} if config.levels else {}),
     )
 
@@ -407,6 +409,7 @@ class _Run:
             int(segment.sizes.sum()),
             {phase: int(report.flops.get(phase, 0)) for phase in PHASES},
         )
+        chosen = self.config.learn_from is not None and self.config.adapt != "none"
         totals["tokens"] += tokens
         totals["bytes"] += size
         totals["nll"] += math.fsum(sums)
@@ -414,6 +417,8 @@ class _Run:
         totals["updates"] += sum(map(bool, report.updated))
         totals["skipped_updates"] += sum(map(bool, report.skipped))
         totals["resets"] += sum(map(bool, report.was_reset))
+        if chosen:
+            _count_learned(totals, segment, report.learned_tokens)
         for phase in PHASES:
             totals["flops"][phase] += flops[phase]
         index = totals["segments"]
@@ -436,6 +441,7 @@ class _Run:
             "skipped": [bool(x) for x in report.skipped],
             "reset": [bool(x) for x in report.was_reset],
             "grad_norm": [_finite(x) for x in report.grad_norm],
+            **({"learned_tokens": report.learned_tokens} if chosen else {}),
             **guarded.count(totals["documents"], segment, nll, report),
         }
 
@@ -497,6 +503,7 @@ class _Run:
             "updates": totals["updates"],
             "skipped_updates": totals["skipped_updates"],
             "resets": totals["resets"],
+            **_learned_from(totals),
             **({"levels": self.config.levels, "slow_updates": engine.slow_level.learner.updates} if self.config.levels else {}),
             "segments": totals["segments"],
             "short_documents": self.feed.short,
@@ -507,6 +514,22 @@ class _Run:
             "model": self.config.model,
             "documents": documents,
         }
+
+
+def _count_learned(totals: dict, segment: Segment, learned: list) -> None:
+    """Adds the tokens that each stream learned from, None where its update was not due, and with rates each learner's."""
+    of = totals.setdefault("learned_from", {"segments": 0, "tokens": 0, "of_segments": 0})
+    of["segments"] += sum(map(bool, learned))
+    of["tokens"] += sum(n or 0 for n in learned)
+    of["of_segments"] += int((segment.lengths > 0).sum()) * (len(learned) // len(segment.lengths))
+
+
+def _learned_from(totals: dict) -> dict:
+    """What summary.json says of it; nothing where all was learned from."""
+    if "learned_from" not in totals:
+        return {}
+    of = totals["learned_from"]
+    return {"learned_from": {**of, "share": of["segments"] / of["of_segments"]}}
 
 
 def _no_totals(documents: list[Document]) -> list[dict]:

@@ -27,7 +27,7 @@ def kind_of(config) -> str | None:
 
 
 def learns(config: Mapping) -> str:
-    """static, LoRA r16, 10% of rows or full; at how many rates, whether it is guarded, and its levels."""
+    """static, LoRA r16, 10% of rows or full; at how many rates, whether it is guarded, its levels, and from what part."""
     adapt = config.get("adapt")
     rates = f" at {len(str(config['rates']).split(','))} rates" if config.get("rates") and adapt != "none" else ""
     guard = " with a guard" if config.get("guard") and adapt != "none" else ""
@@ -35,7 +35,8 @@ def learns(config: Mapping) -> str:
         adapt, str(adapt)
     )
     levels = f", levels {config['levels']}" if config.get("levels") else ""
-    return what + rates + guard + levels
+    part = f" from {config['learn_from']}" if config.get("learn_from") and adapt != "none" else ""
+    return what + rates + guard + levels + part
 
 
 def remembers(config: Mapping) -> list[str]:

@@ -61,6 +61,8 @@ def test_help_names_every_option_and_default(capsys):
             "split",
             "recompute",
             *ADDED,
+            "learn_from",
+            "hypergradient",
         ):
             continue
         if field.name == "memory":  # settled when the model is known

@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
+from typing import Any
 
 import torch
 
+from dynadapt.adapt.hypergradient import Hypergradient
+from dynadapt.ops import hypergradient
 from dynadapt.ops.matrix_update import Matrix, Parts, matrix_update
 from dynadapt.ops.precision import wide_dtype
 from dynadapt.ops.update import UpdateState
@@ -73,8 +77,18 @@ class FlatState(UpdateState):
         self.prior_rate: torch.Tensor | None = None  # [P], RMS only
         self.rate_factor: torch.Tensor | None = None  # [P], where learning rates differ; made of settings, not saved
         self.step = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.moving_rates: Hypergradient | None = None
+        self.last: Any = None  # [slots, P] where rates move: what the last update subtracted
+        self.log_rate: Any = None  # [slots, tensors], with it
         self.ungathered: str | None = None  # who else needs statistics that nobody has gathered yet
         self.average: Callable[[], None] | None = None  # several processes: makes ``grad`` their mean (dynadapt/distributed)
+
+    def move_rates(self, rule: Hypergradient) -> None:
+        """Each tensor's learning rate moves by ``rule`` from now on."""
+        starts = [*self.layout.offsets.values(), self.layout.size]
+        self.moving_rates, self.last = rule, torch.zeros_like(self.master)
+        self.log_rate = self.master.new_zeros(len(self.master), len(starts) - 1)
+        self.offsets = torch.tensor(starts, device=self.master.device)
 
     @property
     def updated(self) -> int:
@@ -117,12 +131,27 @@ class FlatState(UpdateState):
             skipped = torch.zeros(len(slots), dtype=torch.int32, device=slots.device)
         if self.average is not None:
             self.average()
-        rule = self.optimizer.rule()
-        if rule.arithmetic.prepared:
-            matrix_update(op, self, rule, slots, lr, norms, skipped)
+        rule, step = self.optimizer.rule(), partial(matrix_update, op) if self.optimizer.rule().arithmetic.prepared else op
+        if self.moving_rates is None:
+            step(self, rule, slots, lr, norms, skipped)
         else:
-            op(self, rule, slots, lr, norms, skipped)
+            self._update_and_move_rates(self.moving_rates, partial(step, self, rule, slots, lr, norms, skipped), slots, skipped)
         return norms, skipped
+
+    def _update_and_move_rates(self, rule: Hypergradient, step: Callable[[], None], slots: torch.Tensor, skipped: torch.Tensor) -> None:
+        """``step`` of each slot that moves, as long as its rates by then make it. The host looks at which do."""
+        moving, grad = [slot for slot in slots.tolist() if slot >= 0], self.take_gradients()
+        turn = partial(hypergradient.turned, offsets=self.offsets, step=rule.step, limit=rule.limit)
+        turned = [turn(self.log_rate[s].double(), grad[s], self.last[s]) for s in moving]
+        before = [self.master[s].clone() for s in moving]
+        step()
+        left_out = {slot for slot, flag in zip(slots.tolist(), skipped.tolist()) if flag}
+        for s, was, rates in zip(moving, before, turned):
+            if s not in left_out:
+                self.log_rate[s] = rates
+                hypergradient.scaled(was, self.master[s], self.last[s], self.log_rate[s], self.offsets)
+                if self.working is not None:
+                    self.working[s] = self.master[s]
 
     def state_of(self, name: str) -> UpdateState:
         """Views of one named tensor in all buffers, without the count; the prior where it is that of all slots."""
@@ -144,7 +173,7 @@ class FlatState(UpdateState):
 
     def clear(self, slot: int) -> None:
         """Zero the optimizer's memory of one slot."""
-        for buffer in (self.grad, self.first, self.second):
+        for buffer in (self.grad, self.first, self.second, self.last, self.log_rate):
             if buffer is not None:
                 buffer[slot].zero_()
         self.step[slot] = 0
@@ -155,7 +184,8 @@ class FlatState(UpdateState):
 
     def slot(self, slot: int) -> dict[str, torch.Tensor]:
         """Views of what one slot has of its own, but for the working copy, which follows the master."""
-        named = {name: getattr(self, name) for name in ("master", "grad", "first", "second", "step", *["prior"] * self.own_priors)}
+        names = ("master", "grad", "first", "second", "step", "last", "log_rate", *["prior"] * self.own_priors)
+        named = {name: getattr(self, name) for name in names}
         return {name: t[slot] for name, t in named.items() if t is not None}
 
     def slot_load(self, slot: int, saved: dict[str, torch.Tensor]) -> None:
@@ -170,7 +200,8 @@ class FlatState(UpdateState):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that resuming exactly needs."""
-        named = {f.name: getattr(self, f.name) for f in fields(UpdateState) if f.name not in ("working", "rate_factor")}
+        names = [*(f.name for f in fields(UpdateState) if f.name not in ("working", "rate_factor")), "last", "log_rate"]
+        named = {name: getattr(self, name) for name in names}
         return {name: t for name, t in named.items() if t is not None}
 
     def load(self, saved: dict[str, torch.Tensor]) -> None:

@@ -69,7 +69,10 @@ def make_learners(settings, model) -> list:
     )
     if settings.apart:
         return [make(settings.adapt, settings.optimizer) for _ in range(settings.sets)]
-    return [make(way.adapt, way.optimizer, slots=len(way.streams)) for way in settings.ways]
+    learners = [make(way.adapt, way.optimizer, slots=len(way.streams)) for way in settings.ways]
+    for learner in learners if settings.hypergradient is not None else ():
+        learner.state.move_rates(settings.hypergradient)
+    return learners
 
 
 def mixed_adapters(settings, learners, groups) -> MixedAdapters | None:
