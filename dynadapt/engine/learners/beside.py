@@ -86,7 +86,7 @@ class BesideLearner(RowLearner):
     def _prior_around(self, name: str) -> torch.Tensor:
         """The prior of one tensor, rounded to the working dtype where that of the ops' is."""
         names = {bias_name(key): names for key, names in self.biased.items()}.get(name, [name])
-        return torch.cat([self.model.tensor(n).to(device=self.device, dtype=self._dtype_of(n)) for n in names])
+        return torch.cat([self.model.tensor(n).to(device=self.device, dtype=self._dtype_of(n)) for n in map(str, names)])
 
     def _take_masters(self) -> None:
         super()._take_masters()
