@@ -109,10 +109,13 @@ def _pair(word: str) -> tuple[float, float]:
 
 def _quantiles(given) -> tuple[float, float]:
     expected = "two quantiles (low, high), 0 <= low < high <= 1, or None"
-    values = tuple(float(number("tokens", value, expected, lambda x: 0 <= x <= 1)) for value in sequence("tokens", given, expected))
-    if len(values) != 2 or not values[0] < values[1]:
+    try:
+        low, high = (float(number("tokens", value, expected, lambda x: 0 <= x <= 1)) for value in sequence("tokens", given, expected))
+    except ValueError:
+        raise wrong("tokens", given, expected) from None
+    if not low < high:
         raise wrong("tokens", given, expected)
-    return values
+    return low, high
 
 
 def _quantile(ordered: Sequence[float], q: float) -> float:

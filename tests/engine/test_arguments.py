@@ -10,7 +10,23 @@ import torch
 from engine_states import assert_equal, state_of
 
 import dynadapt
-from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Guard, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory
+from dynadapt import (
+    RMS,
+    SGD,
+    Adam,
+    AdamW,
+    Engine,
+    Full,
+    Guard,
+    Hypergradient,
+    Lion,
+    LoRA,
+    Muon,
+    Overlap,
+    RowSparse,
+    SegmentMemory,
+    Selection,
+)
 from dynadapt.adapt.optimizers import Optimizer
 from dynadapt.common.checks import shown
 from dynadapt.common.update_rule import KINDS, direction
@@ -65,6 +81,20 @@ BY_KIND = {
     "setting": [*WRONG, True, 0, 3.0, 512, "", [], [1], Adam, torch.optim.Adam, object],
     "model": [NAN, b"x", Thing(), Thing, {}, 3, None, [], torch.ones(2), "no/such/place", ""],
     "guard": [*WRONG, True, 0, -1, 1.5, 2**70, "", "1", [], [1]],
+    "quantiles or none": [
+        *WRONG,
+        True,
+        0.9,
+        [],
+        [0.9],
+        (0.1, 0.5, 0.9),
+        (0.9, 0.9),
+        (0.9, 0.1),
+        (-0.1, 0.9),
+        (0.1, INF),
+        ("0.1", 0.9),
+        (True, 2),
+    ],
     "least 0": [*WRONG, None, True, -1, 1.0, 2**70, "1", []],
 }
 FIELDS = {
@@ -119,8 +149,12 @@ FIELDS = {
         "static": "flag or none",
         "guard": "guard",
         "slow": "setting",
+        "learn_from": "setting",
+        "hypergradient": "setting",
     },
     Guard: {"every": "integer", "share": "positive"},
+    Selection: {"below": "positive or none", "above": "positive or none", "tokens": "quantiles or none"},
+    Hypergradient: {"step": "positive", "limit": "positive"},
 }
 
 
