@@ -5,11 +5,10 @@ import pytest
 import torch
 from helpers import nll_of, peft_model, seeded, to_transformers
 from test_invariants import SEGMENT, engine, scores, text
+from test_lora_beside import counts_are_torchs_and_a_plans
 from test_whole_model import invariants_hold
-from torch.utils.flop_counter import FlopCounterMode
 
 from dynadapt import SGD, Adam, AdamW, Engine, Guard, Lion, LoRA, Muon, Slow, attach, load
-from dynadapt.bench.plan.work import step_work
 from dynadapt.engine.learners.peft import adapted_modules, halves_of
 from dynadapt.model import ModelError, random_model, tiny_config
 from dynadapt.model.layout import to_hf_rows
@@ -107,13 +106,7 @@ def test_every_optimizer_moves_it(optimizer):
 
 @pytest.mark.parametrize("adapt", [dora(), dora(targets="all", also=["norms"]), dora(layers=range(1, 3), rank_pattern={"q": 5})], ids=str)
 def test_flops_are_torchs_and_a_plans(adapt):
-    m = model()
-    e, row = Engine(m, adapt, Adam(lr=0.01), segment=T, dtype="fp64", backend="reference"), rows(m, 1)
-    with FlopCounterMode(display=False) as counter:
-        e.step(row)
-    assert counter.get_total_flops() == sum(count for phase, count in e.flops.items() if phase != "update")
-    planned = step_work(m.config, adapt, Adam(lr=0.01), segment=T, dtype=torch.float32)
-    assert planned.flops == e.flops and planned.learned_parameters == e.learned_parameters
+    counts_are_torchs_and_a_plans(model(), adapt)
 
 
 def test_fixed_shapes_resets_rates_and_gradients_that_wait():

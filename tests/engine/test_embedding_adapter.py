@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from helpers import nll_of, peft_model, seeded, to_transformers, token_rows
-from torch.utils.flop_counter import FlopCounterMode
+from test_head_adapter import streams_stand_alone
+from test_lora_beside import counts_are_torchs_and_a_plans
 
 from dynadapt import SGD, Adam, Engine, LoRA, Overlap, SegmentMemory, Slow, attach, load
-from dynadapt.bench.plan.work import step_work
 from dynadapt.experiments.diagnose.models import complete_adapter
 from dynadapt.model import ModelError, random_model, tiny_config
 from dynadapt.model.layout import hf_module, peft_name
@@ -83,15 +83,7 @@ def test_it_begins_as_pefts_and_adds_nothing(family):
 @pytest.mark.parametrize("options", [{}, {"memory": SegmentMemory(8, 1)}, {"memory": Overlap(5)}, {"batch": 1}, {"static": True}], ids=str)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_streams_together_are_streams_alone(options, dtype):
-    """To the bit, also where they end at different lengths."""
-    m, rows = model(), token_rows(3, 3 * T + 1, seed=3)
-    both, alone = engine(m, streams=3, dtype=dtype, **options), [engine(m, dtype=dtype, **options) for _ in range(3)]
-    for start, lengths in ((0, [T, T, T]), (T, [T, 5, 0]), (2 * T, [3, T, T])):
-        together = both.step(rows[:, start : start + T + 1], lengths)
-        for i, (e, n) in enumerate(zip(alone, lengths)):
-            assert torch.equal(together[i], e.step(rows[i : i + 1, start : start + T + 1], [n])[0])
-    learned = [e.learners[0].state.master for e in (both, *alone)]
-    assert torch.equal(learned[0], torch.cat(learned[1:]))
+    streams_stand_alone(model(), lambda m, **more: engine(m, dtype=dtype, **options, **more))
 
 
 @pytest.mark.parametrize("base", ["same", "int8"])
@@ -110,13 +102,7 @@ def test_over_any_base_native_steps_follow_the_reference(base):
 
 @pytest.mark.parametrize("adapt", [EMBED, LoRA(rank=3, targets="embed"), LoRA(rank=2, targets=["embed", "down", "head"])], ids=str)
 def test_flops_are_torchs_and_a_plans(adapt):
-    m, row = model("gemma2"), rows_of(1)
-    e = engine(m, adapt, "reference", "fp64")
-    with FlopCounterMode(display=False) as counter:
-        e.step(row)
-    assert counter.get_total_flops() == sum(count for phase, count in e.flops.items() if phase != "update")
-    planned = step_work(m.config, adapt, Adam(lr=0.05), segment=T, dtype=torch.float32)
-    assert planned.flops == e.flops and planned.learned_parameters == e.learned_parameters
+    e = counts_are_torchs_and_a_plans(model("gemma2"), adapt)
     assert "goes down to the embedding" in e.explain() and "adapted_embedding_backward" in e.explain()
 
 

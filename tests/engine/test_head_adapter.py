@@ -22,18 +22,22 @@ def engine(m, adapt=HEAD, backend="cpu", dtype="fp32", **options):
     return Engine(m, adapt=adapt, **{"optimizer": Adam(lr=0.05), "segment": T, **options}, dtype=dtype, backend=backend)
 
 
-@pytest.mark.parametrize("options", [{}, {"memory": SegmentMemory(8, 1)}, {"memory": Overlap(5)}, {"batch": 1}, {"static": True}], ids=str)
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_streams_together_are_streams_alone(options, dtype):
+def streams_stand_alone(m, make):
     """To the bit, also where they end at different lengths."""
-    m, rows = model(), token_rows(3, 3 * T + 1, seed=3)
-    both, alone = engine(m, streams=3, dtype=dtype, **options), [engine(m, dtype=dtype, **options) for _ in range(3)]
+    rows = token_rows(3, 3 * T + 1, seed=3)
+    both, alone = make(m, streams=3), [make(m) for _ in range(3)]
     for start, lengths in ((0, [T, T, T]), (T, [T, 5, 0]), (2 * T, [3, T, T])):
         together = both.step(rows[:, start : start + T + 1], lengths)
         for i, (e, n) in enumerate(zip(alone, lengths)):
             assert torch.equal(together[i], e.step(rows[i : i + 1, start : start + T + 1], [n])[0])
     learned = [e.learners[0].state.master for e in (both, *alone)]
     assert torch.equal(learned[0], torch.cat(learned[1:]))
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": SegmentMemory(8, 1)}, {"memory": Overlap(5)}, {"batch": 1}, {"static": True}], ids=str)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_streams_together_are_streams_alone(options, dtype):
+    streams_stand_alone(model(), lambda m, **more: engine(m, dtype=dtype, **options, **more))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

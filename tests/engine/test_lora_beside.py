@@ -98,6 +98,17 @@ def test_every_optimizer_moves_all_of_it(optimizer, family, also):
     assert e.learned_parameters == adapters + sum(value.numel() for value in before.values())
 
 
+def counts_are_torchs_and_a_plans(m, adapt):
+    """The FLOPs of a step and what learns; the engine."""
+    e, row = Engine(m, adapt, Adam(lr=0.01), segment=T, dtype="fp64", backend="reference"), rows(m, 1)
+    with FlopCounterMode(display=False) as counter:
+        e.step(row)
+    assert counter.get_total_flops() == sum(count for phase, count in e.flops.items() if phase != "update")
+    planned = step_work(m.config, adapt, Adam(lr=0.01), segment=T, dtype=torch.float32)
+    assert planned.flops == e.flops and planned.learned_parameters == e.learned_parameters
+    return e
+
+
 @pytest.mark.parametrize("family,adapt,lowest", [
     ("llama", lora("llama", ["norms"]), (0, "attn_norm")),
     ("qwen2", lora("qwen2", ["biases"]), (0, "qkv")),
@@ -105,14 +116,7 @@ def test_every_optimizer_moves_all_of_it(optimizer, family, also):
     ("llama", lora("llama", ["norms"], layers=range(1, 3)), (1, "attn_norm")),
 ], ids=str)  # fmt: skip
 def test_flops_are_torchs_and_a_plans(family, adapt, lowest):
-    m = model(family)
-    e, row = Engine(m, adapt, Adam(lr=0.01), segment=T, dtype="fp64", backend="reference"), rows(m, 1)
-    assert e.lowest == lowest
-    with FlopCounterMode(display=False) as counter:
-        e.step(row)
-    assert counter.get_total_flops() == sum(count for phase, count in e.flops.items() if phase != "update")
-    planned = step_work(m.config, adapt, Adam(lr=0.01), segment=T, dtype=torch.float32)
-    assert planned.flops == e.flops and planned.learned_parameters == e.learned_parameters
+    assert counts_are_torchs_and_a_plans(model(family), adapt).lowest == lowest
 
 
 def test_fixed_shapes_do_the_same_and_a_base_in_few_bits_stays_one():

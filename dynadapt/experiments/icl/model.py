@@ -19,6 +19,7 @@ from torch import Tensor
 from dynadapt.adapt.methods import Full
 from dynadapt.adapt.optimizers import Adam
 from dynadapt.engine.decoder import Batch, Decoder
+from dynadapt.engine.learners.beside_tensors import bias_name
 from dynadapt.engine.learners.whole_model import ModelLearner
 from dynadapt.engine.ledger import Ledger
 from dynadapt.engine.op_set import OpSet
@@ -88,7 +89,7 @@ class RegressionLearner(ModelLearner):
 
     def _bind(self) -> None:
         grad = lambda name: self.layout.view(self.state.grad, name)[0]  # noqa: E731
-        bias = lambda get: {key: get(self._bias_name(key)) for key in self.biased}  # noqa: E731
+        bias = lambda get: {key: get(bias_name(key)) for key in self.biased}  # noqa: E731
         nothing = self.state.grad[0, :0]  # the head that is not there
         self.weights_view = ModelTensors(self.config, self._plain, bias(self._plain), None, None)
         self.gradient_view = ModelTensors(self.config, grad, bias(grad), nothing, None)
@@ -271,7 +272,7 @@ class Regressor:
         named = {name: view(name) for name in self.learner.around}
         for key, _p, _, name in self.learner._parts():
             stem = f"layers.{key[0]}.{_PARTS[key[1]]}"
-            named[f"{stem}.weight"], named[f"{stem}.bias"] = view(name), named.pop(self.learner._bias_name(key))
+            named[f"{stem}.weight"], named[f"{stem}.bias"] = view(name), named.pop(bias_name(key))
         return named
 
     def weights(self) -> dict[str, Tensor]:
