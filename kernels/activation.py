@@ -33,7 +33,7 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _gate(h, KIND: tl.constexpr):
+def gate_of(h, KIND: tl.constexpr):
     """What h, or of GLU 1, is multiplied by: sigmoid(h), sigmoid(2u) = (1 + tanh u) / 2, or the normal distribution. Contractions
     are written out, so that forward and backward give the same bits."""
     if KIND == _SWIGLU:
@@ -46,7 +46,7 @@ def _gate(h, KIND: tl.constexpr):
 
 
 @triton.jit
-def _slope(h, gate, KIND: tl.constexpr):
+def slope_of(h, gate, KIND: tl.constexpr):
     """Derivative of h gate(h), or of GLU's gate(h)."""
     if KIND == _GLU:
         return gate * (1.0 - gate)
@@ -72,7 +72,7 @@ def dynadapt_activation_forward(h, y, N, F: tl.constexpr, KIND: tl.constexpr, RO
     GATED_KIND: tl.constexpr = KIND != _GELU and KIND != _GELU_TANH
     width: tl.constexpr = 2 * F if GATED_KIND else F
     x = tl.load(h + row * width + column, inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS]
-    out = _gate(x, KIND) if KIND == _GLU else x * _gate(x, KIND)
+    out = gate_of(x, KIND) if KIND == _GLU else x * gate_of(x, KIND)
     if GATED_KIND:
         out *= tl.load(h + row * width + F + column, inside, other=0.0).to(tl.float32)
     tl.store(y + row * F + column, out.to(y.dtype.element_ty), inside)
@@ -86,9 +86,9 @@ def dynadapt_activation_backward(dy, h, dh, y, N, F: tl.constexpr, KIND: tl.cons
     width: tl.constexpr = 2 * F if GATED_KIND else F
     x = tl.load(h + row * width + column, inside, other=0.0).to(tl.float32)  # [ROWS, COLUMNS]
     g = tl.load(dy + row * F + column, inside, other=0.0).to(tl.float32)
-    gate = _gate(x, KIND)
+    gate = gate_of(x, KIND)
     out = gate if KIND == _GLU else x * gate
-    slope = _slope(x, gate, KIND)
+    slope = slope_of(x, gate, KIND)
     if GATED_KIND:
         up = tl.load(h + row * width + F + column, inside, other=0.0).to(tl.float32)
         tl.store(dh + row * width + F + column, (g * out).to(dh.dtype.element_ty), inside)
@@ -99,8 +99,8 @@ def dynadapt_activation_backward(dy, h, dh, y, N, F: tl.constexpr, KIND: tl.cons
         tl.store(y + row * F + column, out.to(y.dtype.element_ty), inside)
 
 
-def _launch(kernel, op, kind, y_like, h_like, *tensors):
-    """``y_like`` [N, F] and ``h_like`` [N, F or 2 F] give the sizes."""
+def check_activation(op, kind, y_like, h_like, *tensors):
+    """(N, F) of ``y_like`` [N, F] and ``h_like`` [N, F or 2 F]; raises ValueError where these do not fit, or ``tensors`` have gaps."""
     _check_kind(kind)
     N, F = y_like.shape
     expected = (N, 2 * F if kind in GATED else F)
@@ -109,6 +109,11 @@ def _launch(kernel, op, kind, y_like, h_like, *tensors):
     for t in tensors:
         if t is not None and not t.is_contiguous():
             raise ValueError(f"{op}: a tensor of shape {list(t.shape)} has strides {list(t.stride())}, accepted is contiguous")
+    return N, F
+
+
+def _launch(kernel, op, kind, y_like, h_like, *tensors):
+    N, F = check_activation(op, kind, y_like, h_like, *tensors)
     if N == 0 or F == 0:
         return
     columns = block(F, COLUMNS)

@@ -29,7 +29,7 @@ def linear_forward(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """See ``dynadapt.ops.linear.linear_forward``. x, u and y may have padded rows; A and Bt may be strided over slots."""
     if hasattr(parts, "q_transposed"):
         return float8.forward(x, parts, bias, A, Bt, slots, scale, u, y)
-    form = _choose("linear_forward", x, x.shape[1], y.shape[1], Bt, scale, len(parts))
+    form = form_of("linear_forward", x, x.shape[1], y.shape[1], Bt, scale, len(parts))
     (forward_fused if form == "fused" else forward_split)(x, parts, bias, A, Bt, slots, scale, u, y)
 
 
@@ -37,20 +37,20 @@ def linear_backward(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """See ``dynadapt.ops.linear.linear_backward``. dy, dU and dx may have padded rows; A and Bt may be strided over slots."""
     if hasattr(parts, "q_transposed"):
         return float8.backward(dy, parts, A, Bt, slots, scale, dU, dx)
-    form = _choose("linear_backward", dy, parts[0].shape[1], dy.shape[1], Bt, scale, len(parts))
+    form = form_of("linear_backward", dy, parts[0].shape[1], dy.shape[1], Bt, scale, len(parts))
     (backward_fused if form == "fused" else backward_split)(dy, parts, A, Bt, slots, scale, dU, dx)
 
 
 def forward_fused(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """``linear_forward`` in one launch; up to three parts, rank up to ``linear_fused.MAX_RANK``."""
-    weights = _three_at_most("linear_forward", _check("linear_forward", x, y, parts, A, Bt, slots, scale, u, forward=True))
+    weights = _three_at_most("linear_forward", check("linear_forward", x, y, parts, A, Bt, slots, scale, u, forward=True))
     if x.shape[0]:
         linear_fused.launch_forward(x, weights, bias, A, Bt, slots, scale, u, y)
 
 
 def backward_fused(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """``linear_backward`` in one launch; up to three parts, rank up to ``linear_fused.MAX_RANK``."""
-    weights = _three_at_most("linear_backward", _check("linear_backward", dy, dx, parts, A, Bt, slots, scale, dU, forward=False))
+    weights = _three_at_most("linear_backward", check("linear_backward", dy, dx, parts, A, Bt, slots, scale, dU, forward=False))
     if not dy.shape[0]:
         return
     if dx is not None:
@@ -61,7 +61,7 @@ def backward_fused(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
 
 def forward_split(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
     """``linear_forward`` with the base product by cuBLAS."""
-    weights = _check("linear_forward", x, y, parts, A, Bt, slots, scale, u, forward=True)
+    weights = check("linear_forward", x, y, parts, A, Bt, slots, scale, u, forward=True)
     if not x.shape[0]:
         return
     if A is not None:
@@ -77,7 +77,7 @@ def forward_split(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
 
 def backward_split(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
     """``linear_backward`` with the base product by cuBLAS."""
-    weights = _check("linear_backward", dy, dx, parts, A, Bt, slots, scale, dU, forward=False)
+    weights = check("linear_backward", dy, dx, parts, A, Bt, slots, scale, dU, forward=False)
     if not dy.shape[0]:
         return
     if A is not None:
@@ -110,8 +110,8 @@ def reason(op: str) -> str:
     return f"Triton, {choices.reason(op)}"
 
 
-def _choose(op, rows, k, o, Bt, scale, parts: int) -> str:
-    """Parts with ranks of their own, and more than three, are for "split" alone."""
+def form_of(op, rows, k, o, Bt, scale, parts: int) -> str:
+    """ "fused" or "split"; parts with ranks of their own, and more than three, are for "split" alone."""
     if parts > low_rank.MAX_PARTS or isinstance(scale, (list, tuple, SlotAdapters)):
         return "split"
     rank = 0 if Bt is None else Bt.shape[1]
@@ -129,7 +129,7 @@ def _products(weights):
         start += w.shape[0]
 
 
-def _check(op, rows, columns, parts, A, Bt, slots, scale, low, forward: bool):
+def check(op, rows, columns, parts, A, Bt, slots, scale, low, forward: bool):
     """The weights of ``parts``, after checking the shapes that decide which memory is touched."""
     weights = [p.weight for p in parts]
     if not weights:

@@ -27,7 +27,7 @@ MAX_RANK = 64  # u of a tile stays in registers: BM RP / threads
 
 
 @triton.jit
-def _tile(pointers, inside, EVEN: tl.constexpr):
+def tile_of(pointers, inside, EVEN: tl.constexpr):
     """Load with a mask only where one is needed."""
     if EVEN:
         return tl.load(pointers)
@@ -95,10 +95,10 @@ def dynadapt_linear_forward(
         low = tl.zeros([BM, RP], tl.float32)
     for k0 in range(0, K, BK):
         inside = k < K - k0
-        xs = _tile(x_tile, inside[None, :], EVEN)
-        acc = dot(xs, _tile(w_tile, inside[:, None], EVEN), acc)
+        xs = tile_of(x_tile, inside[None, :], EVEN)
+        acc = dot(xs, tile_of(w_tile, inside[:, None], EVEN), acc)
         if RANK > 0:
-            low = dot(xs, _tile(a_tile, inside[:, None] & (r < RANK)[None, :], EVEN and RP == RANK), low)
+            low = dot(xs, tile_of(a_tile, inside[:, None] & (r < RANK)[None, :], EVEN and RP == RANK), low)
             a_tile += BK
         x_tile += BK
         w_tile += BK
@@ -116,6 +116,85 @@ def dynadapt_linear_forward(
         acc += tl.load(bias + start + first + n, mask=columns, other=0.0).to(tl.float32)[None, :]
     y_tile = y + row * y_stride + m[:, None] * y_stride + (start + first) + n[None, :]
     tl.store(y_tile, acc.to(y.dtype.element_ty), mask=stored & columns[None, :])
+
+
+@triton.jit
+def d_input(
+    dy,
+    weights,
+    adapter,
+    slots,
+    dU,
+    scale,
+    streams,
+    T,
+    dy_stride,
+    dU_stride,
+    K: tl.constexpr,
+    O0: tl.constexpr,
+    O1: tl.constexpr,
+    O2: tl.constexpr,
+    RANK: tl.constexpr,
+    RP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BO: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """(dy W + dU A [BM, BN] of this program, the first row of its tile, how many rows it has, its columns); dU on the way. ``weights``: of three
+    parts; ``adapter``: (A, its stride between slots, Bt, its stride)."""
+    w0, w1, w2 = weights
+    a, a_stride, bt, bt_stride = adapter
+    TOTAL: tl.constexpr = O0 + O1 + O2
+    PARTS: tl.constexpr = 1 + (1 if O1 > 0 else 0) + (1 if O2 > 0 else 0)
+    EVEN: tl.constexpr = (O0 % BO == 0) and (O1 % BO == 0) and (O2 % BO == 0)
+    blocks = tl.cdiv(T, BM)
+    block, tile = grouped(tl.program_id(0), streams * blocks, (K + BN - 1) // BN, GROUP)
+    stream = block // blocks
+    within = (block % blocks) * BM
+    row = stream.to(tl.int64) * T + within
+    m = tl.arange(0, BM)
+    n = tile * BN + tl.arange(0, BN)
+    o = tl.arange(0, BO)
+    r = tl.arange(0, RP)
+    m_read = tl.minimum(m, T - 1 - within)
+    columns = n < K
+    if RANK > 0:
+        slot = tl.load(slots + stream).to(tl.int64)
+
+    acc = tl.zeros([BM, BN], tl.float32)
+    for part in range(PARTS):
+        start, size = part_columns(part, O0, O1, O2)
+        w = w0
+        if part == 1:
+            w = w1
+        if part == 2:
+            w = w2
+        dy_tile = dy + row * dy_stride + start + m_read[:, None] * dy_stride + o[None, :]  # [BM, BO]
+        w_tile = w + o[:, None] * K + n[None, :]  # [BO, BN]
+        if RANK > 0:
+            bt_tile = bt + slot * bt_stride + start + r[None, :] * TOTAL + o[:, None]  # [BO, RP], Bt^T
+            low = tl.zeros([BM, RP], tl.float32)
+        for o0 in range(0, size, BO):
+            inside = o < size - o0
+            d = tile_of(dy_tile, inside[None, :], EVEN)
+            acc = dot(d, tile_of(w_tile, inside[:, None] & columns[None, :], EVEN and K % BN == 0), acc)
+            if RANK > 0:
+                low = dot(d, tile_of(bt_tile, inside[:, None] & (r < RANK)[None, :], EVEN and RP == RANK), low)
+                bt_tile += BO
+            dy_tile += BO
+            w_tile += BO * K
+        if RANK > 0:
+            rounded = (low * scale).to(dy.dtype.element_ty)
+            if tile == 0:
+                tl.store(
+                    dU + row * dU_stride + m[:, None] * dU_stride + part * RANK + r[None, :],
+                    rounded,
+                    mask=(m < T - within)[:, None] & (r < RANK)[None, :],
+                )
+            a_tile = a + slot * a_stride + (part * RANK + r[:, None]) * K + n[None, :]  # [RP, BN]
+            acc = dot(rounded, tile_of(a_tile, (r < RANK)[:, None] & columns[None, :], RP == RANK and K % BN == 0), acc)
+    return acc, row, T - within, n
 
 
 @triton.jit(do_not_specialize=["streams", "T"])
@@ -149,57 +228,13 @@ def dynadapt_linear_backward(
     GROUP: tl.constexpr,
 ):
     wait_for_previous()
-    TOTAL: tl.constexpr = O0 + O1 + O2
-    PARTS: tl.constexpr = 1 + (1 if O1 > 0 else 0) + (1 if O2 > 0 else 0)
-    EVEN: tl.constexpr = (O0 % BO == 0) and (O1 % BO == 0) and (O2 % BO == 0)
-    blocks = tl.cdiv(T, BM)
-    block, tile = grouped(tl.program_id(0), streams * blocks, (K + BN - 1) // BN, GROUP)
-    stream = block // blocks
-    within = (block % blocks) * BM
-    row = stream.to(tl.int64) * T + within
+    weights, adapter = (w0, w1, w2), (a, a_stride, bt, bt_stride)
+    acc, row, rows, n = d_input(
+        dy, weights, adapter, slots, dU, scale, streams, T, dy_stride, dU_stride, K, O0, O1, O2, RANK, RP, BM, BN, BO, GROUP
+    )
     m = tl.arange(0, BM)
-    n = tile * BN + tl.arange(0, BN)
-    o = tl.arange(0, BO)
-    r = tl.arange(0, RP)
-    m_read = tl.minimum(m, T - 1 - within)
-    columns = n < K
-    if RANK > 0:
-        slot = tl.load(slots + stream).to(tl.int64)
-
-    acc = tl.zeros([BM, BN], tl.float32)
-    for part in range(PARTS):
-        start, size = part_columns(part, O0, O1, O2)
-        w = w0
-        if part == 1:
-            w = w1
-        if part == 2:
-            w = w2
-        dy_tile = dy + row * dy_stride + start + m_read[:, None] * dy_stride + o[None, :]  # [BM, BO]
-        w_tile = w + o[:, None] * K + n[None, :]  # [BO, BN]
-        if RANK > 0:
-            bt_tile = bt + slot * bt_stride + start + r[None, :] * TOTAL + o[:, None]  # [BO, RP], Bt^T
-            low = tl.zeros([BM, RP], tl.float32)
-        for o0 in range(0, size, BO):
-            inside = o < size - o0
-            d = _tile(dy_tile, inside[None, :], EVEN)
-            acc = dot(d, _tile(w_tile, inside[:, None] & columns[None, :], EVEN and K % BN == 0), acc)
-            if RANK > 0:
-                low = dot(d, _tile(bt_tile, inside[:, None] & (r < RANK)[None, :], EVEN and RP == RANK), low)
-                bt_tile += BO
-            dy_tile += BO
-            w_tile += BO * K
-        if RANK > 0:
-            rounded = (low * scale).to(dx.dtype.element_ty)
-            if tile == 0:
-                tl.store(
-                    dU + row * dU_stride + m[:, None] * dU_stride + part * RANK + r[None, :],
-                    rounded,
-                    mask=(m < T - within)[:, None] & (r < RANK)[None, :],
-                )
-            a_tile = a + slot * a_stride + (part * RANK + r[:, None]) * K + n[None, :]  # [RP, BN]
-            acc = dot(rounded, _tile(a_tile, (r < RANK)[:, None] & columns[None, :], RP == RANK and K % BN == 0), acc)
     dx_tile = dx + row * dx_stride + m[:, None] * dx_stride + n[None, :]
-    tl.store(dx_tile, acc.to(dx.dtype.element_ty), mask=(m < T - within)[:, None] & columns[None, :])
+    tl.store(dx_tile, acc.to(dx.dtype.element_ty), mask=(m < rows)[:, None] & (n < K)[None, :])
 
 
 @dataclass(frozen=True)
@@ -230,15 +265,17 @@ FP32 = (Tile(64, 64, 32, 8, 3, 1.0),)
 GROUP = 8
 
 
-def pick(device, itemsize: int, streams: int, T: int, widths) -> Tile:
-    """The tile that finishes first if programs run in waves, one a multiprocessor; ``widths``: columns of each part."""
+def pick(device, itemsize: int, streams: int, T: int, widths, largest: int = 128 * 256) -> Tile:
+    """The tile that finishes first if programs run in waves, one a multiprocessor; ``widths``: columns of each part; ``largest``: the most rows
+    times columns."""
     processors = multiprocessors(device)
 
     def cost(tile):
         programs = streams * -(-T // tile.rows) * sum(-(-w // tile.columns) for w in widths)
         return -(-programs // processors) * tile.rows * tile.columns / tile.speed
 
-    return min(BF16[generation(device)] if itemsize == 2 else FP32, key=cost)
+    tiles = BF16[generation(device)] if itemsize == 2 else FP32
+    return min((tile for tile in tiles if tile.rows * tile.columns <= largest), key=cost)
 
 
 def _names(kernel) -> tuple[str, str, str, str]:

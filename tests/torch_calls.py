@@ -21,6 +21,7 @@ from dynadapt.bench.cases.embedding import adapted_embedding_backward, adapted_e
 from dynadapt.bench.cases.gated_norm import gated_norm_backward, gated_norm_forward
 from dynadapt.bench.cases.head_norm import head_norm_backward, head_norm_forward
 from dynadapt.bench.cases.linear import linear_backward, linear_forward
+from dynadapt.bench.cases.linear_activation import linear_activation_backward, linear_activation_forward
 from dynadapt.bench.cases.linear_mse import linear_mse
 from dynadapt.bench.cases.lora_gradient import lora_gradient
 from dynadapt.bench.cases.memory import memory_advance, memory_fill
@@ -42,6 +43,8 @@ SGD_RULE, ADAM_RULE = SGD(clip=0.0).rule(), Adam(clip=1.0, decay=0.1).rule()
 CALLS = {
     "linear": (linear_forward, LAYER, {}),
     "linear_backward": (linear_backward, LAYER, {"need_dx": True}),
+    "linear_activation": (linear_activation_forward, (6, 5, 4, 2, 2), {}),
+    "linear_activation_backward": (linear_activation_backward, (6, 5, 4, 2, 2), {}),
     "lora_gradient": (lora_gradient, LAYER, {"slot_count": 4}),
     "weight_gradient": (weight_gradient, WEIGHT, {}),
     "row_scores": (row_scores, WEIGHT[:3], {}),

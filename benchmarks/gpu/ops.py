@@ -16,7 +16,8 @@ from .geometry import models, shapes
 from .machine import best
 from .timing import Timer
 
-LINEAR = ("linear_forward", "linear_backward", "lora_gradient", "lora_gradient_update", "weight_gradient")
+JOINED = ("linear_activation_forward", "linear_activation_backward")
+LINEAR = ("linear_forward", "linear_backward", *JOINED, "lora_gradient", "lora_gradient_update", "weight_gradient")
 HEAD = ("cross_entropy",)
 
 
@@ -25,7 +26,7 @@ def rest() -> tuple[str, ...]:
 
 
 def ops_linear(campaign, record) -> None:
-    """linear_forward, linear_backward, lora_gradient (and with the update), weight_gradient: time, floor, peers."""
+    """linear_forward, linear_backward (and with the activation), lora_gradient (and with the update), weight_gradient: time, floor, peers."""
     run(campaign, record, LINEAR)
 
 

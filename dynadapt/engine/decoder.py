@@ -134,17 +134,23 @@ class Decoder:
         own = learner.parts(layer, group) if learner is not None and learner.owns_weights else None
         return own if own is not None else self.weights.parts[layer, group]
 
-    def _linear(self, learner, layer, group, x, batch, key, count):
-        """y [N, O] of one group; keeps u = x A^T under the same key for backward."""
+    def _linear(self, learner, layer, group, x, batch, key, count, activated: torch.Tensor | None = None):
+        """y [N, O] of one group; keeps u = x A^T under the same key for backward. ``activated`` [N, F]: the activation of y is written there."""
         A, Bt, scale, width = _adapter(learner, layer, group)
         y = self._output(layer, group, key, x.shape[0], sum(self.sizes[layer, group][1]))
         u = None if A is None else self.ws((group, "u", key), x.shape[0], width)
         bias, dora = self.active.bias.get((layer, group)), _has_lengths(learner, layer, group)
-        product = self.dora.before(group, key, *y.shape) if dora else y
-        self.ops.linear_forward(x, self._parts(learner, layer, group), bias, A, Bt, batch.adapter_slots, scale, u, product)
+        given = x, self._parts(learner, layer, group), bias, A, Bt, batch.adapter_slots, scale
+        joined = activated is not None and self.ops.joins_activation and not dora
+        if joined:
+            self.ops.linear_activation_forward(*given, self.config.activation, u, y, activated)
+        else:
+            self.ops.linear_forward(*given, u, self.dora.before(group, key, *y.shape) if dora else y)
         count(_flops(linear.forward_flops, learner, layer, group, batch, x.shape[0], self.sizes[layer, group]))
         if dora:
             self.dora.apply(learner, layer, group, bias, batch, key, count, y)
+        if activated is not None and not joined:
+            self.ops.activation_forward(y, self.config.activation, activated)
         return y
 
     def _output(self, layer, group, key, rows, width):
@@ -243,9 +249,8 @@ class Decoder:
         o = self._linear(learner, i, "o", mixed, batch, key, count)
         attended = self._post_norm(o, w.attn_post_norm[i], "attn post", key)
         res2, n2 = self._norm(res1, None if parallel else attended, w.mlp_norm[i], ("mlp", key), again)
-        h = self._linear(learner, i, "mlp_in", n2, batch, key, count)
         y = self.ws(("act", again or key), batch.rows, c.ffn_size)
-        self.ops.activation_forward(h, self.config.activation, y)
+        h = self._linear(learner, i, "mlp_in", n2, batch, key, count, y)
         down = self._linear(learner, i, "down", y, batch, key, count)
         kept = {"res1": res1, "n1": n1, "mixed": mixed, "o": o, "res2": res2, "n2": n2, "h": h, "y": y, "down": down}
         self.kept.append(kept | mixer)
@@ -504,14 +509,11 @@ class Decoder:
         again = lambda t: t if self.recompute else None  # noqa: E731
 
         ddown = self._post_norm_backward(d, kept["down"], w.mlp_post_norm[i], ("mlp post", i), g and g.mlp_post_norm[i])
-        dy, dn2 = back("down", ddown), None
-        if dy is not None:
-            dh = self.ws("dh", *kept["h"].shape)
-            self.ops.activation_backward(dy, kept["h"], kind, dh, again(y))
-        elif self.recompute and (i, "down") in learner.sizes:
+        dh, dn2 = self._gradient_before_activation(batch, learner, lowest, i, ddown, kept["h"], again(y)), None
+        if dh is None and self.recompute and (i, "down") in learner.sizes:
             self.ops.activation_forward(kept["h"], kind, y)
         learn("down", ddown, y)
-        if dy is not None:
+        if dh is not None:
             dn2 = back("mlp_in", dh)
             if dn2 is not None:
                 d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), d, again(n2), g and g.mlp_norm[i])
@@ -565,17 +567,35 @@ class Decoder:
 
     def _input_gradient(self, batch, learner, lowest, i, group, dy):
         """d-input of one group, None at ``lowest``; what the adapter's own gradient needs of it stays in "dU"."""
-        A, Bt, scale, width = _adapter(learner, i, group)
-        n = dy.shape[0]
         need_dx = self._goes_on(learner, lowest, i, group)
+        given, dU, dx = self._for_input_gradient(batch, learner, i, group, dy, need_dx)
+        if need_dx or dU is not None:
+            self.ops.linear_backward(*given, dU, dx)
+            self.ledger.add("backward", _flops(linear.backward_flops, learner, i, group, batch, len(dy), self.sizes[i, group], need_dx))
+        return dx
+
+    def _for_input_gradient(self, batch, learner, i, group, dy, need_dx=True):
+        """(what linear_backward is given, dU or None, dx or None) of one group."""
+        A, Bt, scale, width = _adapter(learner, i, group)
         if _has_lengths(learner, i, group):
             dy = self.dora.back(i, group, dy, batch)
-        dU = None if A is None else self.ws((group, "dU"), n, width)
-        dx = self.ws((group, "dx"), n, self.sizes[i, group][0]) if need_dx else None
-        if need_dx or A is not None:
-            self.ops.linear_backward(dy, self._parts(learner, i, group), A, Bt, batch.adapter_slots, scale, dU, dx)
-            self.ledger.add("backward", _flops(linear.backward_flops, learner, i, group, batch, n, self.sizes[i, group], need_dx))
-        return dx
+        dU = None if A is None else self.ws((group, "dU"), len(dy), width)
+        dx = self.ws((group, "dx"), len(dy), self.sizes[i, group][0]) if need_dx else None
+        return (dy, self._parts(learner, i, group), A, Bt, batch.adapter_slots, scale), dU, dx
+
+    def _gradient_before_activation(self, batch, learner, lowest, i, ddown, h, y):
+        """dh from the gradient of what "down" gave, None at ``lowest``; ``y``: the activation is written there again."""
+        if self.ops.joins_activation and self._goes_on(learner, lowest, i, "down"):
+            dh, (given, dU, dx) = self.ws("dh", *h.shape), self._for_input_gradient(batch, learner, i, "down", ddown)
+            self.ops.linear_activation_backward(*given, h, self.config.activation, dU, dx, dh, y)
+            self.ledger.add("backward", _flops(linear.backward_flops, learner, i, "down", batch, len(ddown), self.sizes[i, "down"]))
+            return dh
+        dx = self._input_gradient(batch, learner, lowest, i, "down", ddown)
+        if dx is None:
+            return None
+        dh = self.ws("dh", *h.shape)
+        self.ops.activation_backward(dx, h, self.config.activation, dh, y)
+        return dh
 
     def _weight_gradient(self, batch, learner, i, group, dy, x, accumulate):
         """The gradient of what learns in one group."""

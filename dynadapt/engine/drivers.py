@@ -132,6 +132,7 @@ class Recording:
     given: dict[str, torch.Tensor] = field(init=False)
     made: dict[str, torch.Tensor] = field(init=False)
     runs: int = 0
+    looked: bool = False  # whether the device has looked at the tokens of its last pass; those of the host are checked before it
     graph: torch.cuda.CUDAGraph | None = None
     grown: int = 0  # of the workspace, when the graph was captured
     flops: dict[str, int] = field(default_factory=dict)
@@ -177,7 +178,8 @@ class Captured(Eager):
         self._fill_recording(rec, p, call)
         self._run(rec, kind, p, again)
         made = rec.made_arena.views(rec.made_buffer.clone())  # the recording's buffers belong to the next pass
-        made["nll"].view(kind.rows, -1).masked_fill_((made["invalid"] != 0)[:, None], float("nan"))
+        if rec.looked:
+            made["nll"].view(kind.rows, -1).masked_fill_((made["invalid"] != 0)[:, None], float("nan"))
         return made
 
     def _record(self, kind: Kind) -> Recording:
@@ -194,8 +196,10 @@ class Captured(Eager):
         on_host = call.tokens.device.type == "cpu"
         self._fill(rec.given_arena.views(host_buffer), p, call, on_host)
         rec.given_buffer.copy_(host_buffer, non_blocking=True)
-        rec.made["invalid"].zero_()
-        if not on_host:
+        if rec.looked and on_host:
+            rec.made["invalid"].zero_()
+        rec.looked = not on_host
+        if rec.looked:
             self._take_device_tokens(rec, call.tokens[p.rows[0] : p.rows[-1] + 1])  # no index tensor: it would wait for the device
 
     def _take_device_tokens(self, rec: Recording, tokens: torch.Tensor) -> None:

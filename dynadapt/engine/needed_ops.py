@@ -30,6 +30,7 @@ def conditions(engine, static: bool, fused: bool) -> dict[str, bool]:
         "learned biases": _biases_learn(adapt, config) or has_lengths(adapt),
         "scored rows": isinstance(adapt, RowSparse) and adapt.select != "fixed",
         "fused": fused,
+        "joined": engine.ops.joins_activation,
         "head norms": config.qk_norm,
         "delta layers": config.delta is not None,
         "own table": not looks_up_by_rows(config, engine.backend, engine.base),

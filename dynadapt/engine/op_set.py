@@ -19,6 +19,11 @@ class OpSet:
         self.choices: dict[str, Choice] = {}
         self.seconds: dict[str, float] | None = None
 
+    @property
+    def joins_activation(self) -> bool:
+        """Whether the activation goes with the linears around it, as one op each way (ops/linear_activation.py)."""
+        return self.backend == "triton"
+
     def resolve(self, names: list[str]) -> None:
         """Finds the implementations of all ``names`` now.
 

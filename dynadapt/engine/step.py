@@ -224,7 +224,7 @@ class Step:
     def _tally(self, moving: torch.Tensor, made: Tensors) -> None:
         moved = moving >= 0
         skipped = (made["skipped"] != 0) & moved
-        self.counters += torch.stack([(moved & ~skipped).sum(), skipped.sum()])
+        self.counters += torch.stack([moved ^ skipped, skipped]).sum(1)  # each a launch of its own in a graph: as few as can be
 
     def _backward_that_updates(self, backward, learner, lr, given: Tensors, made: Tensors) -> None:
         """Gradient kernels update; a stream whose score is not finite is left out of it."""

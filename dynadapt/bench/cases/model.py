@@ -17,6 +17,7 @@ from .embedding import adapted_embedding_backward, adapted_embedding_forward, em
 from .gated_norm import gated_norm_backward, gated_norm_forward
 from .head_norm import head_norm_backward, head_norm_forward
 from .linear import linear_backward, linear_forward
+from .linear_activation import linear_activation_backward, linear_activation_forward
 from .linear_mse import linear_mse
 from .lora_gradient import lora_gradient
 from .memory import memory_advance, memory_fill
@@ -110,6 +111,12 @@ def _update(z: Sizes, m: int) -> list[OpCase]:
 OPS = {
     "linear_forward": lambda z, m: _of_groups(linear_forward, z, base=z.base, bias=False),
     "linear_backward": lambda z, m: _of_groups(linear_backward, z, base=z.base),
+    "linear_activation_forward": lambda z, m: [
+        linear_activation_forward(z.draw, z.N, z.c.hidden_size, z.c.ffn_size, RANK, z.S, z.c.activation, bias=False, base=z.base)
+    ],
+    "linear_activation_backward": lambda z, m: [
+        linear_activation_backward(z.draw, z.N, z.c.hidden_size, z.c.ffn_size, RANK, z.S, z.c.activation, again=False, base=z.base)
+    ],
     "lora_gradient": lambda z, m: _of_groups(lora_gradient, z),
     "lora_gradient_update": lambda z, m: _of_groups(lora_gradient_update, z),
     "weight_gradient": lambda z, m: _weight_gradients(weight_gradient, z),

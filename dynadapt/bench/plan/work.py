@@ -69,6 +69,8 @@ class Work:
 class WorkRecorder:
     """Stands in for the decoder's OpSet: every op is a call that notes its tensors and the FLOPs counted until the next call."""
 
+    joins_activation = False
+
     def __init__(self, ledger: Ledger, dtype: torch.dtype):
         self.ledger, self.dtype, self.ops, self.last, self.seen = ledger, dtype, {}, None, 0
         self.delta_scratch: dict[tuple[str, int], int] = {}  # bytes of the buffers that a GPU's delta rule takes

@@ -80,9 +80,10 @@ def kernel(op: str, like: torch.Tensor):
     return _function(op, backend_of(op, like.device.type, like.dtype), like.dtype)
 
 
-def functional(schema: str, flops=None, gradient: bool = False):
+def functional(schema: str, flops=None, gradient: bool = False, instead: str = ""):
     """Register a generator as the op of ``schema``; ``flops(*shapes and other arguments)`` counts its multiply-adds twice. To
-    differentiate a ``gradient`` is an error that says so, instead of a gradient that is silently missing."""
+    differentiate a ``gradient`` is an error that says so, instead of a gradient that is silently missing; so it is of what has none and names
+    what to use ``instead``."""
 
     def register(outputs_then_kernel):
         def run(*args, **kwargs):
@@ -96,13 +97,15 @@ def functional(schema: str, flops=None, gradient: bool = False):
             return next(outputs_then_kernel(*args, **kwargs))
 
         def refuse(ctx, *grads):
+            if instead:
+                raise NotImplementedError(f"dynadapt::{name} has no derivative; use {instead}")
             raise NotImplementedError(f"dynadapt::{name} is a gradient itself and has no derivative; differentiate once only")
 
         name = _define(schema, run, fake)
         if flops is not None:
             _register_flops(name, flops)
         op = getattr(torch.ops.dynadapt, name).default
-        if gradient:
+        if gradient or instead:
             autograd(op, lambda ctx, inputs, output: None, refuse)
         return op
 
