@@ -243,6 +243,7 @@ def test_what_is_refused_by_name(tokenizer):
         (dict(streams=2), "streams=2: expected one of"),
         (dict(learning_rate=1), "learning_rate=1: expected one of"),
         (dict(optimizer="rms", adapt="full"), "optimizer='rms'"),
+        (dict(select="contrast", adapt="rows"), "select='contrast'"),
         (dict(max_length=10**6), "max_length=1000000"),
         (dict(segment=64, max_length=32), "segment=64 exceeds max_length=32"),
         (dict(tokenizer=None), "has no tokenizer"),
