@@ -39,6 +39,11 @@ def connect(
     """
     if not engine.shared or not engine.learners:
         raise ValueError(f"shared={engine.shared!r}, adapt={engine.adapt!r}: only an engine with shared=True that learns can be connected")
+    if engine.learn_from is not None:
+        raise ValueError(
+            f"learn_from={engine.learn_from!r}: each process would choose by its own rows, and those with nothing to learn would not meet the others "
+            "in an update; only an engine with learn_from=None can be connected"
+        )
     if processes.world == 1:
         return
     from .data_parallel import DataParallel, row_scores_of_all  # torch's own machinery takes a while to import

@@ -8,6 +8,7 @@ from helpers import descended, descent_error, linear_weights
 
 from dynadapt import SGD, Adam, Alarm, Engine, Full, LoRA, Overlap, RateMixture, RowSparse, SegmentMemory, Selection, Slow
 from dynadapt.adapt.selection import WARMUP, WINDOW, as_selection, bounds, remembered
+from dynadapt.distributed.learn import connect
 from dynadapt.engine.settings import EngineSettings
 from dynadapt.model import ModelError, random_model, tiny_config
 from dynadapt.ops import cross_entropy
@@ -321,6 +322,11 @@ def test_what_it_does_not_go_with_is_refused(options, said):
 def test_a_split_step_is_refused():
     with pytest.raises(ValueError, match="forward_backward with learn_from="):
         engine(BOTH).forward_backward(segments()[0])
+
+
+def test_several_processes_are_refused():
+    with pytest.raises(ValueError, match="learn_from=.*only an engine with learn_from=None can be connected"):
+        connect(engine(BOTH, shared=True), None)
 
 
 def test_it_is_said():

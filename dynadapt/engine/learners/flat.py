@@ -57,6 +57,10 @@ class FlatState(UpdateState):
 
     sharded = False  # distributed/sharded.py: an update there has the working weights follow the masters by itself
 
+    moving_rates: Hypergradient | None = None
+    last: Any = None  # [slots, P] where rates move: what the last update subtracted
+    log_rate: Any = None  # [slots, tensors], with it
+
     def __init__(
         self, layout: FlatLayout, slots: int, optimizer, dtype: torch.dtype, separate_working: bool, device="cpu", keep_grad: bool = True
     ):
@@ -77,9 +81,6 @@ class FlatState(UpdateState):
         self.prior_rate: torch.Tensor | None = None  # [P], RMS only
         self.rate_factor: torch.Tensor | None = None  # [P], where learning rates differ; made of settings, not saved
         self.step = torch.zeros(slots, dtype=torch.int32, device=device)
-        self.moving_rates: Hypergradient | None = None
-        self.last: Any = None  # [slots, P] where rates move: what the last update subtracted
-        self.log_rate: Any = None  # [slots, tensors], with it
         self.ungathered: str | None = None  # who else needs statistics that nobody has gathered yet
         self.average: Callable[[], None] | None = None  # several processes: makes ``grad`` their mean (dynadapt/distributed)
 
