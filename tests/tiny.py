@@ -61,6 +61,11 @@ def two_texts_root(path: Path) -> Path:
     return path
 
 
+def two_texts_config(root: Path, **settings) -> EvalConfig:
+    """Of a run over both texts of ``two_texts_root``."""
+    return EvalConfig(model=str(root / "model"), text=tuple(str(root / name) for name in ("a.txt", "b.txt")), **settings)
+
+
 def reweight_settings(model, domains: dict, /, **changes) -> dict:
     """A reweighting of a few small steps, on the plain reference."""
     settings = dict(segment=16, rows=3, evaluate=4, backend="reference", dtype="fp32", lr=0.01, policy="repeat")

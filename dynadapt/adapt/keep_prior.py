@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from dynadapt.common.checks import integer, keep, number, token_ids, wrong
+
+if TYPE_CHECKING:
+    import torch
 
 MOST = 1 << 18  # reference tokens, each of which keeps two hidden states
 
@@ -50,6 +52,8 @@ class KeepPrior:
     @property
     def pieces(self) -> torch.Tensor:
         """int64 [P, tokens + 1], in the order in which updates read them."""
+        import torch
+
         count = (len(self.reference) - 1) // self.tokens
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))
         return self.reference.unfold(0, self.tokens + 1, self.tokens)[order].contiguous()

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from command_line import call
-from tiny import two_texts_root
+from tiny import two_texts_config, two_texts_root
 
 import dynadapt
 from dynadapt import Alarm, Guard
@@ -29,8 +29,7 @@ def root(tmp_path_factory):
 
 
 def config(root, **changes) -> EvalConfig:
-    texts = tuple(str(root / name) for name in ("a.txt", "b.txt"))
-    return EvalConfig(**{**FAST, "model": str(root / "model"), "text": texts, "reset": "document", **changes})
+    return two_texts_config(root, **{**FAST, "reset": "document", **changes})
 
 
 def without_time(summary: dict) -> dict:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tiny import two_texts_root
+from tiny import two_texts_config, two_texts_root
 
 from dynadapt.experiments import guarded
 from dynadapt.experiments.config import ConfigError, EvalConfig
@@ -20,8 +20,7 @@ def root(tmp_path_factory):
 
 
 def config(root, **changes) -> EvalConfig:
-    texts = tuple(str(root / name) for name in ("a.txt", "b.txt"))
-    return EvalConfig(**{**FAST, "model": str(root / "model"), "text": texts, **changes})
+    return two_texts_config(root, **{**FAST, **changes})
 
 
 def test_what_a_run_says(root, tmp_path):

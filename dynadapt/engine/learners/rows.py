@@ -15,6 +15,7 @@ import torch
 
 from dynadapt.adapt.methods import Full, RowSparse
 from dynadapt.engine.weights import ModelTensors
+from dynadapt.model.layout import layout
 from dynadapt.ops import DenseMatrix, make_parts
 from dynadapt.ops.weight_gradient import contrast
 
@@ -89,6 +90,16 @@ class RowLearner:
             views = [self.layout.view(self.state.compute, self._name(key, p))[0] for p in range(len(parts))]
             return [DenseMatrix(view, copy=False) for view in views]
         return make_parts([self.source(*key, p) for p in range(len(parts))], self.backend, self.dtype, self.device)
+
+    def unpacked(self, config) -> dict[str, torch.Tensor]:
+        """The linear weights that products read, learned rows and others, by canonical name of a model of this config; copies."""
+        named = {}
+        for (layer, group), matrices in self.matrices.items():
+            for part, matrix in zip(layout(config, layer)[group], matrices):
+                weight = torch.empty(matrix.shape, dtype=self.dtype, device=self.device)
+                matrix.unpack(weight)
+                named[f"layers.{layer}.{part}.weight"] = weight
+        return named
 
     @property
     def learned_parameters(self) -> int:

@@ -68,10 +68,4 @@ class ModelLearner(BesideLearner):
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """Every parameter as it is now, by canonical name: what ``model.from_state`` takes."""
-        named = super().parameters()
-        for (layer, group), matrices in self.matrices.items():
-            for part, matrix in zip(layout(self.config, layer)[group], matrices):
-                weight = torch.empty(matrix.shape, dtype=self.dtype, device=self.device)
-                matrix.unpack(weight)
-                named[f"layers.{layer}.{part}.weight"] = weight
-        return named
+        return {**super().parameters(), **self.unpacked(self.config)}
