@@ -36,9 +36,13 @@ NOT_KERNELS = {"__init__", "common", "compile", "choices", "epilogue", "tiles", 
 OLDER_SPILLS = {
     ("dynadapt_attention_dq", 90): 356,  # heads of 256
     ("dynadapt_cross_entropy_hidden", 100): 200,
+    ("dynadapt_delta_rule_forward", 100): 8,
     ("dynadapt_head_norm_weights", 80): 12,
+    ("dynadapt_linear_activation_backward", 90): 64,
     ("dynadapt_lora_gradient", 80): 36,
     ("dynadapt_lora_gradient_update", 100): 4,
+    ("dynadapt_lora_gradient_update_sum", 90): 8,
+    ("dynadapt_row_expand", 100): 24,
 }
 # The first that occurs in the PTX is what the kernel multiplies with.
 TENSOR_CORE = (("tcgen05", "tcgen05.mma"), ("wgmma", "wgmma.mma_async"), ("mma", "mma.sync"))
