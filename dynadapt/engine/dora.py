@@ -9,6 +9,8 @@ n is found again in every pass, from ||W||^2, A W^T and A A^T, without W + scale
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 
 from dynadapt.ops import linear
@@ -19,7 +21,7 @@ class Dora:
     """The lengths of linears' rows in a decoder's passes. Backward finds under the key of the layer what forward left."""
 
     def __init__(self, decoder):
-        self.decoder = decoder
+        self.decoder = weakref.proxy(decoder)  # which has this, and is freed at once with what it holds
 
     def before(self, group: str, key, rows: int, width: int) -> torch.Tensor:
         """Where x W^T + scale (x A^T) B^T + b [N, O] is kept: y where m = n, to the bit."""

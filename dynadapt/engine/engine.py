@@ -178,7 +178,7 @@ class Engine:
         self.batch = settings.batch or settings.streams
         self.dtype, self.torch_dtype, self.device, self.backend = settings.dtype, settings.torch_dtype, settings.device, settings.backend
         self.lowest, self.guard, self.slow = settings.lowest(self.config), settings.guard, settings.slow
-        self.learn_from, self.hypergradient = settings.learn_from, settings.hypergradient
+        self.keep, self.learn_from, self.hypergradient = settings.keep, settings.learn_from, settings.hypergradient
         self.calls = Calls()
         self._resolve_ops()
         self._build()

@@ -21,7 +21,10 @@ SETTINGS = {
 
 def made(lengths, streams=None, weights=None, fixed=False, states=None, **settings):
     """Plans that neither change what they read nor can be changed."""
-    settings, streams = SimpleNamespace(**{**SETTINGS, **settings}), streams or list(range(len(lengths)))
+    settings, streams = (
+        SimpleNamespace(**{**SETTINGS, "apart": settings.get("owns_weights", False), **settings}),
+        streams or list(range(len(lengths))),
+    )
     states = states or [StreamState() for _ in range(settings.streams)]
     before = [dataclasses.replace(s) for s in states]
     passes = plan(settings, states, streams, lengths, weights, fixed)

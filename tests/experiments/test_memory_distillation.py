@@ -112,7 +112,7 @@ def test_no_score_depends_on_later_tokens():
 @pytest.mark.parametrize(
     "options,given,message",
     [
-        ({"memory": Overlap(5)}, {}, r"engine has memory=Overlap\(context=5\): expected SegmentMemory"),
+        ({"memory": Overlap(5)}, {}, r"engine has memory=Overlap\(context=5, begin=0\): expected SegmentMemory"),
         ({"adapt": None, "optimizer": None}, {}, "engine has adapt=None, every=1"),
         ({"every": 2}, {}, "engine has adapt=.*every=2"),
         ({"streams": 2}, {}, "engine has adapt=.*streams=2"),

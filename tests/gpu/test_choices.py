@@ -56,7 +56,7 @@ def test_where_nothing_was_measured_launches_decide_small_products(change, form)
 
 def test_a_small_group_takes_the_fused_form_and_a_measurement_goes_first(table):
     x, bt = torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(1, 16, 96, dtype=torch.bfloat16)
-    chosen = lambda rows, scale=1.0: linear._choose("linear_forward", x.expand(rows, 64), 64, 96, bt, scale, 1)  # noqa: E731
+    chosen = lambda rows, scale=1.0: linear.form_of("linear_forward", x.expand(rows, 64), 64, 96, bt, scale, 1)  # noqa: E731
     assert chosen(512) == "fused" and chosen(8192) == "split"  # as measured
     with mock.patch.object(choices, "gpu_name", lambda: "GPU B"):
         assert chosen(512) == "fused" and choices.choose("linear_forward", 512, 64, 96, 16) == "split"

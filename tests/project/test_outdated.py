@@ -19,7 +19,7 @@ POSITIONAL = {
     SGD: (1e-3, 0.5, 0.1, 2.0),
     Engine: (MODEL, LoRA(2), SGD(), SegmentMemory(2, 1), 2, 4, False, 2, True, 9, "fp32", "reference", 3, "cpu", 1, True, "same", False),
 }
-NEWER = {Engine: {"guard", "keep", "slow"}}  # by name alone
+NEWER = {Engine: {"guard", "keep", "slow", "learn_from", "hypergradient"}}  # by name alone
 
 
 @pytest.mark.parametrize("made", POSITIONAL)
