@@ -55,10 +55,13 @@ class Dora:
             a, width = A[:, rows].reshape(-1, k), columns.stop - columns.start
             through = d.ws((group, "A W"), len(a), width)
             d.ops.linear_forward(a, [part], None, None, None, slots, 0.0, None, through)
-            b, a = Bt[:, :rank, columns].to(wide), A[:, rows].to(wide)
-            gram = a @ a.transpose(1, 2)
-            crossed, squared = (b * through.view(len(slots), rank, width)).sum(1), ((gram @ b) * b).sum(1)
-            n[:, columns] = (square[columns] + 2 * scale * crossed + scale**2 * squared).sqrt()
+            for s, crossing in enumerate(
+                through.view(len(slots), rank, width)
+            ):  # each by itself, in memory of its own: torch's products of
+                # several, and of what lies elsewhere, round in another way
+                b, own = (half.to(wide).clone(memory_format=torch.contiguous_format) for half in (Bt[s, :rank, columns], A[s, rows]))
+                crossed, squared = (b * crossing).sum(0), ((own @ own.T @ b) * b).sum(0)
+                n[s, columns] = (square[columns] + 2 * scale * crossed + scale**2 * squared).sqrt()
             count(linear.forward_flops(len(slots) * rank, k, [width], 0) + 2 * len(slots) * rank * rank * (k + width))
 
     def back(self, layer: int, group: str, dy, batch) -> torch.Tensor:

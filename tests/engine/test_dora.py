@@ -94,6 +94,21 @@ def test_invariants(family, memory, backend, dtype, tmp_path):
     invariants_hold(family, dora(family), memory, backend, dtype, tmp_path)
 
 
+@pytest.mark.parametrize("batch", [None, 1, 2])
+def test_a_stream_alone_has_the_bits_that_it_has_beside_others(batch, steps=8, segment=8):
+    """Of a family, a rank and widths for which torch's product of several small matrices rounds in another way than that of one."""
+    m = random_model(tiny_config("gemma3"), seed=1, std=0.1)
+    options = dict(adapt=LoRA(rank=5, dora=True), optimizer=Adam(lr=0.02), segment=segment, dtype="fp32")
+    for seed in range(4):
+        beside, alone = Engine(m, streams=3, batch=batch, **options), [Engine(m, **options) for _ in range(3)]
+        tokens = torch.randint(m.config.vocab_size, (3, steps * segment + 1), generator=torch.Generator().manual_seed(seed))
+        for start in range(0, steps * segment, segment):
+            part = tokens[:, start : start + segment + 1]
+            found = beside.step(part)
+            for stream, engine_alone in enumerate(alone):
+                assert torch.equal(found[stream], engine_alone.step(part[stream : stream + 1])[0]), (seed, start, stream)
+
+
 @pytest.mark.parametrize(
     "optimizer", [SGD(lr=0.5, momentum=0.9), Adam(lr=5e-2), AdamW(lr=5e-2, decay=0.01), Lion(lr=1e-2), Muon(lr=5e-2)], ids=lambda o: o.kind
 )
