@@ -168,13 +168,17 @@ def of_score_first(results: dict) -> list[Row]:
 
 
 def of_long(results: dict) -> list[Row]:
-    v, most = results["verdicts"], results["settings"]["tokens"] - 1
+    v = results["verdicts"]
     rows = [judged_row(f"{r['online']} as good as {r['static']}, first {r['tokens']:,} tokens", "below 0.01, Student", r) for r in v["5"]]
     rows += [judged_row(f"{r['lora']} worse than {r['full']}, first {r['tokens']:,} tokens", "above 0, Student", r) for r in v["4"]]
     rows += [judged_row(f"{r['online']} below the static front", "below 0, Student", r) for r in v["3b"]]
     rows += [
-        judged_row(f"the gain of {r['online']} grows along {most:,} tokens", "last less first 16,384 above 0, Student", r)
+        judged_row(f"the gain of {r['online']} grows along {r['tokens']:,} tokens", "last less first 16,384 above 0, Student", r)
         for r in v["growth"]
+    ]
+    rows += [
+        judged_row(f"the gain of {r['online']} is kept along {r['tokens']:,} tokens", "second less first half above -0.01, Student", r)
+        for r in v["kept"]
     ]
     return rows
 

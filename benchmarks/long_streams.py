@@ -3,7 +3,7 @@
     dynadapt corpus build --out corpus
     python benchmarks/long_streams.py corpus --out runs/long       # hours; stopped and started again it goes on
 
-Eight texts of 65,536 scored tokens, one stream each, no reset: six domains of the corpus, the code of model families in transformers 5 that are
+Eight texts of 65,536 scored tokens (memory of 512 with LoRA and without: of 131,072), one stream each, no reset: six domains of the corpus, the code of model families in transformers 5 that are
 younger than the model, and a log that a generator here makes. The corpus' other three domains are of authors and projects whose
 texts served to choose defaults; they choose the learning rates here and are not judged.
 
@@ -20,6 +20,10 @@ a claim is "as good as". Beside each: the least true difference that the rule fi
   text, whose FLOPs are no more than its own; below 0, above 0 refuted. Attention's FLOPs are counted as causal, on both sides. Of all
   arms together: confirmed where every online arm is, refuted where every one is.
 - The gain along a stream, "it grows": gain (static less online) over the last 16,384 tokens less that over the first 16,384, above 0.
+- "It is kept" along 131,072 tokens: gain over the second half less that over the first, above -MARGIN, below it refuted. (Added, with these two arms' longer
+  streams, before any token behind 65,536 was scored.)
+
+Where two arms that are compared differ in length, the tokens that both scored count.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ import argparse
 import hashlib
 import random
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +47,7 @@ from dynadapt.experiments.config import EvalConfig  # noqa: E402
 from dynadapt.experiments.corpus_read import read_documents  # noqa: E402
 from dynadapt.ops import attention  # noqa: E402
 
-TOKENS, TUNING = 65537, 8193  # of a text; the first is not scored
+TOKENS, LONGER, TUNING = 65537, 131073, 8193  # of a text; the first is not scored
 LENGTHS = (4096, 16384, 65536)
 MARGIN, BLOCK, END = 0.01, 8192, 16384
 AFTER = "apertus dots1 ernie4_5 gemma3n gemma4 glm5_next gpt_oss lfm2 lfm3 ministral3 olmo3 qwen3_5 qwen3_next smollm3".split()
@@ -59,7 +63,7 @@ class Arm:
     adapt: str = "none"
     segment: int = 512
     memory: int = 0
-    settings: dict = field(default_factory=dict, hash=False)
+    longer: bool = False  # reads LONGER in place of TOKENS
 
     @property
     def online(self) -> bool:
@@ -70,9 +74,9 @@ ARMS = (  # what decides most first: a run that is stopped has whole claims
     Arm("static-512", "static, 512"),
     Arm("lora-512", "LoRA, 512", "lora"),
     Arm("static-2048", "static, 2,048", segment=2048),
-    Arm("static-memory-512", "static, memory 512", memory=512),
+    Arm("static-memory-512", "static, memory 512", memory=512, longer=True),
     Arm("static-memory-1536", "static, memory 1,536", memory=1536),
-    Arm("lora-memory-512", "LoRA, memory 512", "lora", memory=512),
+    Arm("lora-memory-512", "LoRA, memory 512", "lora", memory=512, longer=True),
     Arm("full-512", "full, 512", "full"),
     Arm("full-memory-512", "full, memory 512", "full", memory=512),
     Arm("lora-memory-1536", "LoRA, memory 1,536", "lora", memory=1536),
@@ -188,6 +192,13 @@ def kind(arm: Arm) -> str:
     return arm.adapt + (", memory" if arm.memory else "")
 
 
+def in_common(cells: dict[str, dict[str, Scored]], arms: tuple[str, ...] = ()) -> dict[str, dict[str, Scored]]:
+    """Of each text the arms (all that it has), cut to the tokens that all of these scored; costs are those of the whole."""
+    chosen = {text: {arm: found[arm] for arm in arms or found} for text, found in cells.items()}
+    ends = {text: min((len(scored.nll) for scored in found.values()), default=0) for text, found in chosen.items()}
+    return {text: {arm: replace(s, nll=s.nll[: ends[text]]) for arm, s in found.items()} for text, found in chosen.items()}
+
+
 def causal_flops(scored: Scored, arm: Arm, config) -> float:
     """FLOPs per token without what causal attention masks."""
     masked = sum(
@@ -204,10 +215,11 @@ def verdicts(cells: dict[str, dict[str, Scored]], flops: dict[str, float]) -> di
     """By the rules above, of the arms that all texts have; cells: {text: {arm: scores}}."""
     there = [arm for arm in ARMS if all(arm.name in found for found in cells.values())]
     names = [arm.name for arm in there]
+    longer, cells = cells, in_common(cells)
     ends = lambda n: min(n, min(len(s.nll) for found in cells.values() for s in found.values()))  # noqa: E731
     mean = lambda text, arm, a, b: float(cells[text][arm].nll[a:b].mean())  # noqa: E731
     less = lambda a, b, n: [mean(t, a, 0, n) - mean(t, b, 0, n) for t in cells]  # noqa: E731
-    found: dict = {"5": [], "4": [], "3b": [], "growth": []}
+    found: dict = {"5": [], "4": [], "3b": [], "growth": [], "kept": []}
     for a, b in CLAIM5:
         for n in LENGTHS if {a, b} <= set(names) else ():
             found["5"].append(
@@ -225,11 +237,15 @@ def verdicts(cells: dict[str, dict[str, Scored]], flops: dict[str, float]) -> di
             found["3b"].append({"online": arm.name, "flops_per_token": flops[arm.name], "against": cheaper, **judged(rows)})
     for a, b in LEARNING:
         if {a, b} <= set(names):
-            last = ends(TOKENS)
-            gain = lambda t, begin, end: mean(t, b, begin, end) - mean(t, a, begin, end)  # noqa: B023, E731
-            rows = [gain(t, max(0, last - END), last) - gain(t, 0, min(END, last)) for t in cells]
-            blocks = [[gain(t, i, i + BLOCK) for i in range(0, last - BLOCK + 1, BLOCK)] for t in cells]
-            found["growth"].append({"online": a, "static": b, **judged(rows, below=False), "gain_by_block": dict(zip(cells, blocks))})
+            gains = {text: pair[b].nll - pair[a].nll for text, pair in in_common(longer, (a, b)).items()}  # [N] each
+            last = min(len(gain) for gain in gains.values())
+            mean_of = lambda gain, begin, end: float(gain[begin:end].mean())  # noqa: E731
+            rows = [mean_of(gain, max(0, last - END), last) - mean_of(gain, 0, min(END, last)) for gain in gains.values()]
+            blocks = {text: [mean_of(gain, i, i + BLOCK) for i in range(0, last - BLOCK + 1, BLOCK)] for text, gain in gains.items()}
+            found["growth"].append({"online": a, "static": b, "tokens": last, **judged(rows, below=False), "gain_by_block": blocks})
+            if last > TOKENS:
+                halves = [mean_of(gain, last // 2, last) - mean_of(gain, 0, last // 2) for gain in gains.values()]
+                found["kept"].append({"online": a, "static": b, "tokens": last, **judged(halves, -MARGIN, below=False)})
     whole = {row["verdict"] for row in found["3b"]}
     return {**found, "3b_of_all": whole.pop() if len(whole) == 1 else OPEN}
 
@@ -249,7 +265,8 @@ def page(results: dict) -> str:
         ("5", "online less static | tokens | FLOPs of online over static", lambda r: f"{r['online']} less {r['static']} | {r['tokens']:,} | {r['flops_ratio']:.2f}"),
         ("4", "LoRA less full | tokens", lambda r: f"{r['lora']} less {r['full']} | {r['tokens']:,}"),
         ("3b", "online arm | GFLOP per token", lambda r: f"{r['online']} | {r['flops_per_token'] / 1e9:.3f}"),
-        ("growth", "gain, last less first 16,384 tokens", lambda r: f"{r['online']} over {r['static']}"),
+        ("growth", "gain, last less first 16,384 tokens | of tokens", lambda r: f"{r['online']} over {r['static']} | {r['tokens']:,}"),
+        ("kept", "gain, second less first half | of tokens", lambda r: f"{r['online']} over {r['static']} | {r['tokens']:,}"),
     )  # fmt: skip
     for key, heading, first in tables:
         if not v[key]:
@@ -297,14 +314,15 @@ def main() -> int:
     parser = corpus_parser_of(__doc__, "runs/long")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each text (default: %(default)s)")
+    parser.add_argument("--longer", type=int, default=LONGER, help="of each text with memory of 512 (default: %(default)s)")
     parser.add_argument("--tuning", type=int, default=TUNING, help="of each text that chooses rates (default: %(default)s)")
     parser.add_argument("--texts", nargs="+", default=None, metavar="TEXT", help="of those that are judged only these (default: all)")
     parser.add_argument("--arms", nargs="+", default=[arm.name for arm in ARMS], metavar="ARM", help="of them only these (default: all)")
     given = parser.parse_args()
     unknown = set(given.arms) - {arm.name for arm in ARMS}
-    if unknown or min(given.tokens, given.tuning) < 2 * 512:
+    if unknown or min(given.tokens, given.longer, given.tuning) < 2 * 512:
         raise SystemExit(
-            f"--arms {sorted(unknown)} or --tokens: arms are {', '.join(a.name for a in ARMS)}; a text has 1,024 tokens or more"
+            f"--arms {sorted(unknown)}, --tokens, --longer or --tuning: arms are {', '.join(a.name for a in ARMS)}; a text has 1,024 tokens or more"
         )
     with going_on(given.out):
         measure(given)
@@ -328,20 +346,30 @@ def measure(given: argparse.Namespace) -> None:
     for arm in (arm for arm in ARMS if arm.name in given.arms):
         rate = rates[kind(arm)]["rate"] if arm.online else None
         for name, file in texts.items():
-            cells[name][arm.name] = runner.cell(file, arm, given.tokens, rate, arm.name)
+            tokens = given.longer if arm.longer else given.tokens
+            cells[name][arm.name] = runner.cell(
+                file, arm, tokens, rate, arm.name if tokens == given.tokens else f"{arm.name}-of-{tokens - 1}"
+            )
         flops[arm.name] = causal_flops(cells[name][arm.name], arm, model.config)
         put(given, texts, rates, cells, flops)
 
 
 def put(given, texts, rates, cells, flops) -> None:
     """results.json, results.md and the picture of what there is."""
+    short = in_common(cells)
     arms = [
-        {"name": arm.name, "title": arm.title, "flops_per_token": flops[arm.name], "nll": {t: cells[t][arm.name].mean for t in cells}}
+        {
+            "name": arm.name,
+            "title": arm.title,
+            "flops_per_token": flops[arm.name],
+            "nll": {t: short[t][arm.name].mean for t in cells},
+            "tokens": min(len(cells[t][arm.name].nll) for t in cells),
+        }
         for arm in ARMS
         if arm.name in flops
     ]
     results = {
-        "settings": {"model": given.model, "dtype": given.dtype, "tokens": given.tokens, "tuning": given.tuning},
+        "settings": {"model": given.model, "dtype": given.dtype, "tokens": given.tokens, "longer": given.longer, "tuning": given.tuning},
         "corpus": corpus_facts(given.corpus),
         "texts": {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in texts.items()},
         "rates": rates,
