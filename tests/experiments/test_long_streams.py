@@ -1,0 +1,66 @@
+"""What benchmarks/long_streams.py calls confirmed and refuted, on made-up scores whose truth is known, with streams of two lengths."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
+
+from flops.evidence import Scored  # noqa: E402
+
+from benchmarks import long_streams  # noqa: E402
+
+SHORT, LONG = 65536, 131072
+FLOPS = {arm.name: (3e9 if arm.online else 1e9) * (1 + 0.1 * i) for i, arm in enumerate(long_streams.ARMS)}
+
+
+def cells(gain, texts: int = 8) -> dict:
+    """{text: {arm: scores}}: static arms at 3 nats and noise, online ones better by gain(position) [N]."""
+    rng, found = np.random.default_rng(0), {}
+    for t in range(texts):
+        found[f"t{t}"] = {}
+        for arm in long_streams.ARMS:
+            n = LONG if arm.longer else SHORT
+            nll = rng.normal(3 + 0.1 * t, 0.2, n) - (gain(np.arange(n)) if arm.online else 0)
+            found[f"t{t}"][arm.name] = Scored(nll, 4 * n, {"forward": FLOPS[arm.name]}, 10)
+    return found
+
+
+@pytest.mark.parametrize(
+    "gain,growth,kept",
+    [
+        (lambda at: 0.1 + at * 1e-6, "confirmed", "confirmed"),
+        (lambda at: 0.1 - at * 1e-6, "refuted", "refuted"),
+        (lambda at: 0.1 + np.where(at < LONG // 2, 0.1, 0.092), "refuted", "confirmed"),  # a little less, within the margin
+    ],
+)
+def test_the_gain_along_the_longer_streams(gain, growth, kept):
+    v = long_streams.verdicts(cells(gain), FLOPS)
+    of = {row["online"]: row for row in v["growth"]}
+    assert of["lora-memory-512"]["verdict"] == growth and of["lora-memory-512"]["tokens"] == LONG
+    assert of["lora-512"]["tokens"] == SHORT and len(of["lora-512"]["gain_by_block"]["t0"]) == SHORT // long_streams.BLOCK
+    assert [(row["online"], row["tokens"], row["verdict"]) for row in v["kept"]] == [("lora-memory-512", LONG, kept)]
+
+
+def test_arms_of_two_lengths_are_compared_on_what_both_scored():
+    # Behind 65,536 tokens the longer online arm is much worse: nothing but its own growth may see it.
+    v = long_streams.verdicts(cells(lambda at: np.where(at < SHORT, 0.1, -5.0)), FLOPS)
+    five = [row for row in v["5"] if row["online"] == "lora-memory-512"]
+    assert [row["tokens"] for row in five] == [4096, 16384, 65536]
+    assert all(row["verdict"] == "confirmed" and row["mean"] == pytest.approx(-0.1, abs=0.02) for row in five)
+    front = next(row for row in v["3b"] if row["online"] == "lora-memory-512")
+    assert front["mean"] == pytest.approx(-0.1, abs=0.02) and front["verdict"] == "confirmed"
+    assert next(row for row in v["growth"] if row["online"] == "lora-memory-512")["verdict"] == "refuted"
+
+
+def test_its_page_and_picture(tmp_path):
+    made = cells(lambda at: 0.1 + at * 1e-6, texts=6)
+    given = SimpleNamespace(model="m", dtype="bf16", tokens=SHORT + 1, longer=LONG + 1, tuning=8193, corpus=tmp_path, out=tmp_path)
+    (tmp_path / "text").write_text("a")
+    long_streams.put(given, dict.fromkeys(made, tmp_path / "text"), {"lora": {"rate": 1e-3, "end": False}}, made, FLOPS)
+    page = (tmp_path / "results.md").read_text()
+    assert "lora-memory-512 over static-memory-512 | 131,072" in page and (tmp_path / "gain.png").stat().st_size > 10_000
