@@ -48,6 +48,7 @@ from .plan import StreamState
 from .report import StepReport
 from .sampling import Sampler
 from .settings import FIXED, NEVER, EngineSettings
+from .settings_for_model import check_model
 from .slow_level import SLOW_WINDOW, SlowLevel
 from .snapshots import StreamSnapshot
 from .step import Step
@@ -168,7 +169,7 @@ class Engine:
 
     def _make(self, model, settings: EngineSettings) -> None:
         self.model, self.config, self.settings = model, model.config, settings
-        settings.check_model(self.config)
+        check_model(settings, self.config)
         if settings.base == "quants":
             check_quantised(model)
         self.adapt, self.optimizer, self.memory = settings.adapt, settings.optimizer, settings.memory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,41 +10,23 @@ import torch
 from dynadapt.adapt.guard import as_guard
 from dynadapt.adapt.hypergradient import as_hypergradient
 from dynadapt.adapt.keep_prior import as_keep
-from dynadapt.adapt.methods import (
-    EMBED,
-    GROUPS,
-    HEAD,
-    LATER,
-    Full,
-    LoRA,
-    RowSparse,
-    has_lengths,
-    learns_beside,
-    rates_differ,
-    whole_model,
-    words_beside,
-)
+from dynadapt.adapt.methods import LATER, Full, LoRA, RowSparse, has_lengths, rates_differ, whole_model, words_beside
 from dynadapt.adapt.optimizers import OPTIMIZERS, Adam, Optimizer
 from dynadapt.adapt.reset_policy import Alarm, check_reset
 from dynadapt.adapt.selection import as_selection
 from dynadapt.adapt.slow import as_slow
-from dynadapt.adapt.targets import lowest, may_adapt_around, norms_and_biases, targeted
+from dynadapt.adapt.targets import lowest, may_adapt_around
 from dynadapt.common.checks import LARGEST, choice, flag, integer, is_integer, keep, wrong
-from dynadapt.common.update_rule import KINDS
-from dynadapt.model.family import FAMILIES
 from dynadapt.ops import choose_backend, choose_device
-from dynadapt.ops.dispatch import BACKENDS, kernel_module, native_module
-from dynadapt.ops.update import kinds_of
+from dynadapt.ops.dispatch import BACKENDS, native_module
 
 from . import each_stream
 from .arithmetic import fastest
 from .each_stream import Way, one_or_each
 from .learners.fused import why_not_fused
 from .memory import Overlap, SegmentMemory
-from .step_arguments import check_ids
-from .weights import group_sizes
+from .settings_together import check_alarm, check_base, check_dora, check_keep, check_kind, check_slow
 
-BASES = ("same", "float8", "int8", "quants")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 ADAPTS = {"lora": LoRA, "rows": RowSparse, "full": Full}  # "none" as well
 NEVER = 2**31 - 1  # `every` of an engine whose updates are never due
@@ -154,11 +135,8 @@ class EngineSettings:
         )
         self._check_together()
         self._place()
-        self._check_kind()
-        self._check_base()
-        self._check_slow()
-        self._check_keep()
-        self._check_dora()
+        for check in (check_kind, check_base, check_slow, check_keep, check_dora):
+            check(self)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -290,7 +268,7 @@ class EngineSettings:
                 "last one's scores; use accumulate=False"
             )
         if isinstance(self.reset, Alarm):
-            self._check_alarm(self.reset)
+            check_alarm(self, self.reset)
         if self.adapt is not None and self.optimizer is None:
             keep(self, optimizer=Adam())
         if self.shared and self.batch is not None and self.batch < self.streams:
@@ -304,17 +282,6 @@ class EngineSettings:
             raise ValueError(
                 f"streams={self.streams} with a window of {self.window} tokens (segment and memory): expected at most "
                 f"{LARGEST} tokens in all"
-            )
-
-    def _check_alarm(self, alarm: Alarm) -> None:
-        if self.guard is None:
-            raise ValueError(
-                f"reset={alarm!r} with guard=None: there is no prior's score to raise an alarm by; give guard, or reset='auto'"
-            )
-        if self.apart and (alarm.back < 1 or alarm.ring):
-            raise ValueError(
-                f"reset={alarm!r} with adapt={self.adapt!r}: only adapters go part of the way back or to a copy of what was learned; use "
-                "LoRA, or back=1 and ring=0"
             )
 
     def _place(self) -> None:
@@ -350,215 +317,6 @@ class EngineSettings:
             raise ValueError(
                 f"reset={self.reset!r} with static=True: the copies of a ring are scored by passes of other shapes; use static=False, or ring=0"
             )
-
-    def _check_kind(self) -> None:
-        """Raises ValueError for an optimizer that the backend's update does not know."""
-        if not self.learns:
-            return
-        known = kinds_of(self.backend)
-        for way in self.ways:
-            kind = way.optimizer.kind
-            if kind not in known and not (kind in KINDS and KINDS[kind].prepared in known):
-                raise ValueError(
-                    f"optimizer={way.optimizer!r} with backend={self.backend!r}: its update knows {', '.join(known)}, not {kind}"
-                )
-
-    def _check_slow(self) -> None:
-        """Raises ValueError for what a slow level does not go with."""
-        if self.slow is None:
-            return
-        found = {
-            "guard": (self.guard, self.guard is not None, "the prior that it scores would need the weights as they were kept once more"),
-            "shared": (self.shared, self.shared, "one set of weights learns from all rows already"),
-            "base": (self.base, self.base != "same", "what the slow level learns is added to weights as floats; use base='same'"),
-            "static": (self.static, bool(self.static), "a recorded step reads weights at one address; use static=False"),
-            "device": (str(self.device), self.device.type != "cpu", "its updates are the CPU's so far; use device='cpu'"),
-            "adapt": (
-                self.adapt,
-                self.apart,
-                "the fast level would learn on the same weights, or is more than adapters; use LoRA(...) or None",
-            ),
-        }
-        for name, (value, refused, why) in found.items():
-            if refused:
-                raise ValueError(f"{name}={value!r} with slow={self.slow!r}: {why}")
-
-    def _check_keep(self) -> None:
-        """Raises ValueError for what a pull to the prior does not go with."""
-        if self.keep is None:
-            return
-        found = {
-            "adapt": (self.adapt, not self.learns, "nothing learns that could forget; give adapt, or no keep"),
-            "optimizer": (
-                self.optimizer,
-                len(self.ways) > 1,
-                "streams that learn in different ways have no update in common; give one way",
-            ),
-            "slow": (self.slow, self.slow is not None, "what streams read is then not what the prior was kept of; use slow=None"),
-            "static": (self.static, bool(self.static), "a recorded step has one pass before its update; use static=False"),
-        }
-        for name, (value, refused, why) in found.items():
-            if refused:
-                raise ValueError(f"{name}={value!r} with keep={self.keep!r}: {why}")
-
-    def _check_dora(self) -> None:
-        """Raises ValueError for what adapters with lengths of rows don't go with."""
-        if not has_lengths(self.adapt):
-            return
-        found = {
-            "backend": (self.backend, self.backend == "triton", "it has no kernels for the lengths of rows; use backend='cpu'"),
-            "base": (self.base, self.base != "same", "the lengths are those of weights as floats; use base='same'"),
-            "slow": (self.slow, self.slow is not None, "the slow level would change the weights whose lengths are known; use slow=None"),
-        }
-        for name, (value, refused, why) in found.items():
-            if refused:
-                raise ValueError(f"{name}={value!r} with adapt={self.adapt!r}: {why}")
-
-    def _check_base(self) -> None:
-        choice("base", self.base, BASES)
-        if self.base == "quants":
-            self._check_quants()
-        elif self.base == "int8":
-            self._check_int8()
-        elif self.base == "float8":
-            self._check_float8()
-
-    def _check_int8(self) -> None:
-        if self.backend == "triton":
-            raise ValueError("base='int8' with backend='triton': its kernels have no int8 products; use backend='cpu' or base='float8'")
-        if self.device.type != "cpu":
-            raise ValueError(f"base='int8' with device={str(self.device)!r}: its products are the CPU's; use device='cpu' or base='float8'")
-        if self.dtype == "fp64":
-            raise ValueError("base='int8' with dtype='fp64': its products are summed in float32; use dtype='fp32' or 'bf16'")
-        if self.owns_weights and not learns_beside(self.adapt):
-            raise ValueError(f"base='int8' with adapt={self.adapt!r}: weights in int8 don't learn; use adapt=LoRA(...), or base='same'")
-
-    def _check_float8(self) -> None:
-        if self.backend == "cpu":
-            raise ValueError(
-                "base='float8' with backend='cpu': the native kernels have no float8 products; use backend='triton' on a "
-                "GPU, or backend='reference'"
-            )
-        if self.dtype == "fp64" or self.dtype != "bf16" and self.device.type == "cuda":
-            raise ValueError(
-                f"base='float8' with dtype={self.dtype!r}: on a GPU row-wise float8 products give bf16, on the CPU bf16 or fp32"
-            )
-        if self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) < (8, 9):
-            raise ValueError(
-                f"base='float8' with device={str(self.device)!r}: float8 products need compute capability 8.9, this GPU has "
-                f"{'.'.join(map(str, torch.cuda.get_device_capability(self.device)))}; use base='same'"
-            )
-
-    def _check_quants(self) -> None:
-        if self.backend != "cpu":
-            raise ValueError(
-                f"base='quants' with backend={self.backend!r}: the native kernels of backend='cpu' multiply with the blocks of a file; "
-                "use base='same', whose values are the same"
-            )
-        if self.owns_weights and not learns_beside(self.adapt):
-            raise ValueError(
-                f"base='quants' with adapt={self.adapt!r}: it changes the weights themselves, and blocks of integers can't hold what it "
-                "learns; use adapt=LoRA(...), or base='same'"
-            )
-
-    def check_model(self, config) -> None:
-        """What depends on the model. Warns where the window exceeds the positions that it was made for."""
-        if self.slow is not None and (self.slow.window or 0) > config.max_positions:
-            raise ValueError(
-                f"slow.window={self.slow.window}: the model has {config.max_positions} positions; expected at most these, or None"
-            )
-        learning = targeted(self.adapt, config)
-        if self.keep is not None:
-            self._check_kept_model(config, learning)
-        norms = whole_model(self.adapt)
-        if words_beside(self.adapt):
-            norms = any(name.endswith("norm.weight") for name in norms_and_biases(self.adapt, config))
-        if self.base == "float8" and self.owns_weights and len(learning) == config.layers * len(GROUPS):
-            raise ValueError(f"base='float8' with adapt={self.adapt!r}: every linear weight learns and none is frozen; use base='same'")
-        if self.base == "int8" and isinstance(self.adapt, LoRA) and (config.layers, HEAD) in learning:
-            raise ValueError(
-                f"base='int8' with adapt={self.adapt!r}: an adapter learns on a head in int8, whose logits no gradient makes again; leave "
-                "the head out of targets, or use base='same'"
-            )
-        if has_lengths(self.adapt) and {(-1, EMBED), (config.layers, HEAD)} & {*learning}:
-            raise ValueError(f"adapt={self.adapt!r}: DoRA is for the linears of layers; leave head and embed out of targets")
-        if self.backend == "triton" and isinstance(self.adapt, LoRA) and (-1, EMBED) in learning:
-            raise ValueError(
-                f"adapt={self.adapt!r} with backend='triton': it has no kernels for an adapter on the embedding; leave embed out of targets, or "
-                "use backend='cpu'"
-            )
-        if self.backend == "triton" and config.head_dim > kernel_module("attention").MAX_HEAD:
-            raise ValueError(
-                f"backend='triton': its attention takes heads of up to {kernel_module('attention').MAX_HEAD}, this model's have "
-                f"{config.head_dim}; use backend='cpu' or 'reference'"
-            )
-        if self.base == "float8" and self.backend == "triton":
-            self._check_float8_sizes(config, set(learning) if self.owns_weights else set())
-        if norms and self.optimizer.rule().weight_decay and FAMILIES[config.family].hf_norm_offset:
-            raise ValueError(
-                f"optimizer={self.optimizer!r} with adapt={self.adapt!r}: {config.family} multiplies with 1 + w where w is a norm's weight, "
-                "and its weight decay would pull 1 + w to 0; use weight_decay=0, or decay (to the prior)"
-            )
-        if config.delta is not None:
-            self._check_delta(config)
-        learned_positions = config.rope_theta is None
-        if isinstance(self.memory, SegmentMemory) and learned_positions:
-            raise ValueError(
-                f"memory={self.memory!r}: {config.family} has learned absolute positions, which cannot "
-                "count inside a moving window; use Overlap(context) instead"
-            )
-        if self.window <= config.max_positions:
-            return
-        text = (
-            f"window of {self.window} tokens (segment={self.segment} and memory={self.memory!r}) exceeds the model's "
-            f"{config.max_positions} positions"
-        )
-        if learned_positions:
-            raise ValueError(text)
-        warnings.warn(text + "; scores beyond them are extrapolation", stacklevel=5)
-
-    def _check_kept_model(self, config, learning) -> None:
-        """What a pull to the prior can't be of."""
-        if whole_model(self.adapt) or (config.layers, HEAD) in learning:
-            raise ValueError(f"adapt={self.adapt!r} with keep={self.keep!r}: both models must have one head; leave it out of what learns")
-        if config.logits_softcap is not None:
-            raise ValueError(f"keep={self.keep!r}: {config.family} caps its logits, behind which the divergence has another form; use None")
-        if config.delta is not None:
-            raise ValueError(
-                f"keep={self.keep!r}: a pass over the reference text would leave {config.family}'s states of the gated delta rule where the "
-                "segment's are remembered from; use None"
-            )
-        if self.keep.tokens > config.max_positions:
-            raise ValueError(f"keep.tokens={self.keep.tokens}: the model has {config.max_positions} positions; expected at most these")
-        check_ids(self.keep.reference, config.vocab_size, "keep.reference")
-
-    def _check_delta(self, config) -> None:
-        """What a model with layers of the gated delta rule can't have."""
-        if whole_model(self.adapt):
-            raise ValueError(
-                f"adapt={self.adapt!r}: the convolutions, decays and norms of {config.family}'s layers of the gated delta rule don't learn; "
-                "use Full(targets='all'), which is every linear of the layers, or LoRA or RowSparse"
-            )
-        if isinstance(self.memory, SegmentMemory) and self.memory.refresh == "reproject":
-            raise ValueError(
-                f"memory={self.memory!r}: the state of {config.family}'s layers of the gated delta rule can't be made again with other "
-                "weights from what is kept; use refresh='keep', or Overlap(context), which runs the last tokens again"
-            )
-        if self.backend == "triton" and isinstance(self.adapt, (list, tuple)):
-            raise ValueError(
-                f"adapt={self.adapt!r} with backend='triton': {config.family} has four linears side by side, and adapters of each stream's own "
-                "rank stand at three at most there; use one LoRA for all streams, or backend='cpu'"
-            )
-
-    def _check_float8_sizes(self, config, own: set) -> None:
-        most = kernel_module("float8").MAX_COLUMNS
-        for (layer, group), (k, parts) in group_sizes(config).items():
-            o = sum(parts)
-            if (layer, group) not in own and (k % 16 or o % 16 or max(k, o if self.adapt is not None else 0) > most):
-                raise ValueError(
-                    f"base='float8' with backend='triton': the weights {group} of layer {layer} are [{o}, {k}]; expected sizes "
-                    f"divisible by 16 and at most {most}"
-                )
 
     def lowest(self, config, stream: int | None = None) -> tuple[int, str] | None:
         """(layer, group) down to which backward goes: for all streams, or for one where they differ."""
