@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import dynadapt  # noqa: E402
-from benchmarks.script import TUNED, corpus_parser_of, domains_of  # noqa: E402
+from benchmarks.script import TUNED, corpus_parser_of, domains_of, rows_before  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
-from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
+from dynadapt.runs.rundir import write_json  # noqa: E402
 
 TOKENS, RATE = 4097, 2e-3
 RATES = [5e-4, 2e-3, 8e-3]
@@ -114,12 +114,12 @@ def main() -> int:
     model = dynadapt.load(given.model)
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "results.json"
-    rows = read_json(file)["rows"] if file.exists() else []
+    facts = {"model": given.model, "tokens": TOKENS, "rate": RATE, "rates": RATES}
+    rows = rows_before(file, facts)
     for name, text in texts(given.corpus, model.tokenizer).items():
         if name not in {row["text"] for row in rows}:
             rows.append({"text": name, **measure(model, text)})
-            record = {"model": given.model, "tokens": TOKENS, "rate": RATE, "rates": RATES, "environment": environment(), "rows": rows}
-            write_json(file, {**record, "verdicts": verdicts(rows)})
+            write_json(file, {**facts, "environment": environment(), "rows": rows, "verdicts": verdicts(rows)})
             row = rows[-1]
             print(
                 f"{name:50} static {row['guarded']['nll_static']:.4f}  guarded {row['guarded']['nll']:.4f}  rates {row['rates']['nll']:.4f}"

@@ -38,10 +38,8 @@ import torch  # noqa: E402
 from scipy.stats import t as student  # noqa: E402
 
 from benchmarks.guard import held_out  # noqa: E402
-from benchmarks.script import TUNED, corpus_parser_of, domains_of, mean_error  # noqa: E402
+from benchmarks.script import TUNED, by_text_and_arm, corpus_parser_of, domains_of, mean_error  # noqa: E402
 from dynadapt import Engine, Hypergradient, LoRA, SegmentMemory, Selection, load  # noqa: E402
-from dynadapt.common.environment import environment  # noqa: E402
-from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
 
 SEGMENT, TOKENS = 128, 6144
 KEPT, PASSES, SAME = 0.9, 0.5, 0.05
@@ -164,23 +162,21 @@ def page(results: dict) -> str:
 def main() -> int:
     given = corpus_parser_of(__doc__, "runs/learning-from").parse_args()
     model = load(given.model)
-    given.out.mkdir(parents=True, exist_ok=True)
-    file = given.out / "results.json"
-    rows = read_json(file)["rows"] if file.exists() else []
-    for domain, ids in texts(given.corpus, model.tokenizer).items():
-        row = next((row for row in rows if row["text"] == domain), None)
-        if row is None:
-            row = {"text": domain, "tokens": len(ids) - 1, "segments": -(-(len(ids) - 1) // SEGMENT), "arms": {}}
-            rows.append(row)
-        for arm in ARMS:
-            if arm in row["arms"]:
-                continue
-            row["arms"][arm] = run = score(model, arm, ids)
-            content = {"model": given.model, "segment": SEGMENT, "environment": environment(), "rows": rows, "verdicts": verdicts(rows)}
-            write_json(file, content)
-            print(f"{domain:20} {arm:8} {run['nll']:.4f}  {run['passes']} of {row['segments']} segments  {run['seconds']} s", flush=True)
-    (given.out / "results.md").write_text(page(read_json(file)))
-    print(json.dumps(verdicts(rows), indent=1))
+    found = texts(given.corpus, model.tokenizer)
+    results = by_text_and_arm(
+        given.out,
+        {"model": given.model, "segment": SEGMENT},
+        [{"text": text, "tokens": len(ids) - 1, "segments": -(-(len(ids) - 1) // SEGMENT)} for text, ids in found.items()],
+        lambda row: ARMS,
+        lambda text, arm: score(model, arm, found[text]),
+        verdicts,
+        lambda row, arm: (
+            f"{row['text']:20} {arm:8} {row['arms'][arm]['nll']:.4f}  {row['arms'][arm]['passes']} of {row['segments']} segments  "
+            f"{row['arms'][arm]['seconds']} s"
+        ),
+    )
+    (given.out / "results.md").write_text(page(results))
+    print(json.dumps(results["verdicts"], indent=1))
     return 0
 
 

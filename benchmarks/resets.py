@@ -45,10 +45,8 @@ import torch  # noqa: E402
 from scipy.stats import t as student  # noqa: E402
 
 from benchmarks.guard import held_out  # noqa: E402
-from benchmarks.script import TUNED, corpus_parser_of, domains_of, mean_error  # noqa: E402
+from benchmarks.script import TUNED, by_text_and_arm, corpus_parser_of, domains_of, mean_error  # noqa: E402
 from dynadapt import Adam, Alarm, Engine, LoRA, SegmentMemory, load  # noqa: E402
-from dynadapt.common.environment import environment  # noqa: E402
-from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
 
 SEGMENT, PART, PARTS, SPLICES, RUN = 128, 1536, 3, 8, 4096
 KINDS = ("held out", "shuffled", "words")
@@ -69,7 +67,8 @@ DETECTING = ["auto", "full", "recipe"]  # half, ring and slower have full's firs
 
 
 def texts(corpus: Path, tokenizer) -> dict[str, tuple[list[int], list[int]]]:
-    """name -> (ids, where its domain changes)."""
+    """name -> (ids, where its domain changes). Where the tokenizer begins texts with a token of its own, it stands in place of a text's first."""
+    begins = list(getattr(tokenizer, "begins", ()))
     domains = [domain for domain in domains_of(corpus, []) if domain not in TUNED]
     ids = {domain: tokenizer.encode(held_out(corpus, domain)) for domain in domains}
     needed = PART * SPLICES + RUN
@@ -80,12 +79,15 @@ def texts(corpus: Path, tokenizer) -> dict[str, tuple[list[int], list[int]]]:
     for i in range(SPLICES):
         chosen = rng.sample(domains, PARTS)
         found[f"splice {i + 1}: {', '.join(chosen)}"] = (
-            [token for domain in chosen for token in ids[domain][i * PART : (i + 1) * PART]],
+            begins + [token for domain in chosen for token in ids[domain][i * PART : (i + 1) * PART]][len(begins) :],
             [PART * part for part in range(1, PARTS)],
         )
     for domain in domains:
         for kind in KINDS:
-            found[f"stationary, {kind}: {domain}"] = (stationary(kind, ids[domain], held_out(corpus, domain), tokenizer), [])
+            found[f"stationary, {kind}: {domain}"] = (
+                begins + stationary(kind, ids[domain], held_out(corpus, domain), tokenizer)[len(begins) :],
+                [],
+            )
     return found
 
 
@@ -200,37 +202,30 @@ def page(results: dict) -> str:
 
 
 def main() -> int:
-    parser = corpus_parser_of(__doc__, "runs/resets")
-    given = parser.parse_args()
+    given = corpus_parser_of(__doc__, "runs/resets").parse_args()
     model = load(given.model)
-    given.out.mkdir(parents=True, exist_ok=True)
-    file = given.out / "results.json"
-    sizes = {"segment": SEGMENT, "part": PART, "parts": PARTS, "run": RUN}
-    begun = read_json(file) if file.exists() else {"rows": [], **sizes}
-    if any(begun.get(what) != size for what, size in sizes.items()):
-        raise SystemExit(f"{file} is of other sizes ({', '.join(f'{what} {begun.get(what)}' for what in sizes)}): give another --out")
-    rows = begun["rows"]
-    for name, (ids, splices) in texts(given.corpus, model.tokenizer).items():
-        row = next((row for row in rows if row["text"] == name), None)
-        if row is None:
-            kind = None if splices else name.split(":")[0].removeprefix("stationary, ")
-            row = {
-                "text": name,
-                "kind": kind,
-                "tokens": len(ids) - 1,
-                "segments": -(-(len(ids) - 1) // SEGMENT),
-                "splices": splices,
-                "arms": {},
-            }
-            rows.append(row)
-        for arm in ARMS if splices else DETECTING:
-            if arm in row["arms"]:
-                continue
-            row["arms"][arm] = score(model, arm, ids, splices)
-            write_json(file, {"model": given.model, **sizes, "environment": environment(), "rows": rows, "verdicts": verdicts(rows)})
-            print(f"{name:60} {arm:8} {row['arms'][arm]['nll']:.4f}  {len(row['arms'][arm]['resets'])} resets", flush=True)
-    (given.out / "results.md").write_text(page(read_json(file)))
-    print(json.dumps(verdicts(rows), indent=1))
+    found = texts(given.corpus, model.tokenizer)
+    heads = [
+        {
+            "text": name,
+            "kind": None if splices else name.split(":")[0].removeprefix("stationary, "),
+            "tokens": len(ids) - 1,
+            "segments": -(-(len(ids) - 1) // SEGMENT),
+            "splices": splices,
+        }
+        for name, (ids, splices) in found.items()
+    ]
+    results = by_text_and_arm(
+        given.out,
+        {"model": given.model, "segment": SEGMENT, "part": PART, "parts": PARTS, "run": RUN},
+        heads,
+        lambda row: ARMS if row["splices"] else DETECTING,
+        lambda text, arm: score(model, arm, *found[text]),
+        verdicts,
+        lambda row, arm: f"{row['text']:60} {arm:8} {row['arms'][arm]['nll']:.4f}  {len(row['arms'][arm]['resets'])} resets",
+    )
+    (given.out / "results.md").write_text(page(results))
+    print(json.dumps(results["verdicts"], indent=1))
     return 0
 
 

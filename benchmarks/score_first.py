@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.reweighting_data import small_vocabulary  # noqa: E402
-from benchmarks.script import corpus_facts, domains_of, parser_of  # noqa: E402
+from benchmarks.script import corpus_facts, domains_of, parser_of, rows_before  # noqa: E402
 from dynadapt import Adam, AdamW, Engine, Full, Overlap, SegmentMemory, load  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.engine.presets import score_first  # noqa: E402
@@ -162,7 +162,6 @@ def main() -> int:
     model, tokenizer, facts = trained(given.corpus, domains, given.out)
     texts = documents(given.corpus, domains, tokenizer)
     file = given.out / "results.json"
-    rows = read_json(file)["rows"] if file.exists() else []
     setup = {
         "corpus": corpus_facts(given.corpus),
         "model": {"words": WORDS, **SIZES, **facts},
@@ -171,6 +170,7 @@ def main() -> int:
         "tokens": TOKENS,
         "rate": RATE,
     }
+    rows = rows_before(file, setup)
     for document in texts:
         if document.name not in {row["text"] for row in rows}:
             arms = {name(r, rate): arm(model, r, rate, document) for rate in (None, *RATES) for r in READS}

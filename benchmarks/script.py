@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,6 +75,58 @@ def going_on(out: Path):
         yield
     except Interrupted as stopped:
         raise SystemExit(f"{stopped}; the same command goes on in {out}") from None
+
+
+def rows_before(file: Path, facts: dict) -> list[dict]:
+    """Rows of a results file that goes on; none where there is none.
+
+    Raises:
+        SystemExit: it was made under other facts (model, sizes), naming the first.
+    """
+    if not file.exists():
+        return []
+    begun = read_json(file)
+    for name, value in json.loads(json.dumps(facts)).items():
+        if begun.get(name) != value:
+            raise SystemExit(f"{file} has {name} {begun.get(name)!r}, not {value!r}: give another --out")
+    return begun["rows"]
+
+
+def by_text_and_arm(
+    out: Path,
+    facts: dict,
+    heads: list[dict],
+    arms: Callable[[dict], Iterable[str]],
+    measure: Callable[[str, str], dict],
+    verdicts: Callable[[list[dict]], dict],
+    said: Callable[[dict, str], str],
+) -> dict:
+    """Measures the arms of each text that ``out``/results.json has not, writes it behind each, and returns what it holds.
+
+    Args:
+        facts: model and sizes, of which an earlier part of the run must have had the same.
+        heads: a row for each text, "text" its name, without its arms.
+        arms: those of a row.
+        measure: what one arm gives on one text.
+        said: the line that is printed of a row's arm.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "results.json"
+    rows = rows_before(file, facts)
+    put = lambda: write_json(file, {**facts, "environment": environment(), "rows": rows, "verdicts": verdicts(rows)})  # noqa: E731
+    for head in heads:
+        row = next((row for row in rows if row["text"] == head["text"]), None)
+        if row is None:
+            row = {**head, "arms": {}}
+            rows.append(row)
+        for arm in arms(row):
+            if arm not in row["arms"]:
+                row["arms"][arm] = measure(head["text"], arm)
+                put()
+                print(said(row, arm), flush=True)
+    if not file.exists():
+        put()
+    return read_json(file)
 
 
 def write_results(out: Path, results: dict, page: str, name: str = "results.md") -> None:

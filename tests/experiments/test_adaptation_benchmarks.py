@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import adaptation, guard, levels, resets  # noqa: E402
+from benchmarks import adaptation, guard, levels, resets, script  # noqa: E402
 
 
 def cells(worth: dict[str, float], flops: dict[str, float], noise: float = 0.001, domains: int = 6) -> dict:
@@ -155,3 +155,36 @@ def test_it_runs_each_script_on_each_model_and_collects(tmp_path, monkeypatch):
     monkeypatch.setattr(adaptation.subprocess, "run", lambda command: Done)
     with pytest.raises(SystemExit, match="guard.py on gemma3-270m did not come to its end"):
         adaptation.run(tmp_path / "corpus", tmp_path / "out", list(adaptation.PIECES), ["gemma3-270m"])
+
+
+def rows_in(out: Path, tokens: int, arms=("static", "lora"), stop: str | None = None) -> tuple[dict, list]:
+    """What by_text_and_arm leaves of two texts, and what it measured; ends before the text and arm ``stop``."""
+    ran = []
+
+    def measure(text, arm):
+        if f"{text} {arm}" == stop:
+            raise KeyboardInterrupt
+        ran.append((text, arm))
+        return {"nll": len(ran)}
+
+    heads = [{"text": "a", "kind": 1}, {"text": "b", "kind": 2}]
+    facts = {"model": "m", "tokens": tokens, "rates": (1e-3, 2e-3)}
+    return script.by_text_and_arm(
+        out, facts, heads, lambda row: arms, measure, lambda rows: {"texts": len(rows)}, lambda row, arm: arm
+    ), ran
+
+
+def test_a_benchmark_goes_on_with_the_arm_at_which_it_was_stopped(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        rows_in(tmp_path, 10, stop="b static")
+    results, ran = rows_in(tmp_path, 10)
+    assert ran == [("b", "static"), ("b", "lora")] and results["verdicts"] == {"texts": 2}
+    assert results["rows"][0] == {"text": "a", "kind": 1, "arms": {"static": {"nll": 1}, "lora": {"nll": 2}}}
+    assert rows_in(tmp_path, 10)[1] == []  # nothing is left
+    assert rows_in(tmp_path, 10, arms=("static", "full"))[1] == [("a", "full"), ("b", "full")]
+
+
+def test_a_benchmark_does_not_go_on_with_other_settings(tmp_path):
+    rows_in(tmp_path, 10)
+    with pytest.raises(SystemExit, match="has tokens 10, not 12: give another --out"):
+        rows_in(tmp_path, 12)
