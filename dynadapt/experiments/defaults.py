@@ -1,5 +1,5 @@
-"""What a run is given where nothing was said: memory, as far as the model has positions for it, and the arithmetic that this machine
-does fastest. docs/defaults.md has the measurements.
+"""What a run is given where nothing was said: memory, as far as the model has positions for it, the arithmetic that this machine
+does fastest, and the learning rate of families that want another than most. docs/defaults.md has the measurements.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from pathlib import Path
 
 from dynadapt.common.options import settings_of
 from dynadapt.engine.arithmetic import fastest, stored
+from dynadapt.model.family import FAMILIES
 from dynadapt.runs.kinds import learns
 
-from .config import ConfigError, EvalConfig, check_rank
+from .config import LEARNING_RATES, ConfigError, EvalConfig, check_rank
 
 MEMORY = 512
 
@@ -19,8 +20,10 @@ MEMORY = 512
 def settled(config: EvalConfig, out: str | Path | None, resume: bool, model: Callable) -> EvalConfig:
     """`config` with nothing open: a resumed run goes on with what it has in `out`, wherever it was begun.
 
-    model() gives the Model; it is asked only where memory, or what a document begins with, is open.
+    model() gives the Model; it is asked only where memory, the learning rate of adapters, or what a document begins with, is open.
     """
+    if _usual_rate(config):
+        config = at_family_rate(config, model().config)
     if not config.open:
         return config
     begun = _begun(out, resume)
@@ -76,7 +79,20 @@ def settle(config: EvalConfig, model_config, memory: int | None = None) -> EvalC
     if "memory" in config.open:
         chosen = 0 if config.context else memory if memory is not None else fitting_memory(config, model_config)
         config = config.with_(memory=chosen)
-    return config
+    return config if model_config is None else at_family_rate(config, model_config)
+
+
+def at_family_rate(config: EvalConfig, model_config) -> EvalConfig:
+    """`config` at the learning rate of the model's family, where none is given and its adapters want another than most."""
+    factor = FAMILIES[model_config.family].adapter_rate
+    if not _usual_rate(config) or factor == 1.0:
+        return config
+    return config.with_(lr=LEARNING_RATES["lora"][config.optimizer] * factor)
+
+
+def _usual_rate(config: EvalConfig) -> bool:
+    """Whether adapters learn at a rate that nobody gave."""
+    return config.adapt == "lora" and config.lr is None and not config.rates
 
 
 def settled_dtype(config, out: str | Path, resume: bool) -> str:
@@ -120,7 +136,7 @@ def opening(asked: EvalConfig, config: EvalConfig, model_config=None, model=None
         Path(config.model).name,
         dtype,
         *kept,
-        learns(vars(config)),
+        learns(vars(config)) + _family_rate(asked, config, model_config),
         remembers(asked, config, model_config),
         f"segments of {config.segment}",
         *(
@@ -130,6 +146,12 @@ def opening(asked: EvalConfig, config: EvalConfig, model_config=None, model=None
         ),
     ]
     return ", ".join(parts) + "; choose with --dtype, --adapt, --memory, --segment"
+
+
+def _family_rate(asked: EvalConfig, config: EvalConfig, model_config) -> str:
+    if asked.lr is not None or config.lr is None or model_config is None:
+        return ""
+    return f" at {config.lr:g} (what {model_config.family} wants; --lr has another)"
 
 
 def _begin_word(model) -> str:

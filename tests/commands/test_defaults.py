@@ -357,3 +357,32 @@ def test_a_run_that_stopped_does_not_say_100(folder, tmp_path):
         with kind(stream) as shown:
             shown(EVENT)
         assert "100%" in stream.getvalue().splitlines()[-1]
+
+
+# ---- the learning rate of a family
+
+
+def test_adapters_of_gemma_3_learn_at_an_eighth_of_the_usual_rate(tmp_path, capsys):
+    base = tiny_root(tmp_path, 300)
+    tiny_directory(base / "gemma", "gemma3")
+    (base / "gemma" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    words = ["eval", "--model", base / "gemma", "--text", base / "a.txt", "--segment", 16, "--rank", 2, "--dtype", "fp32", "--bos", "no"]
+    rate_of = lambda name: json.loads((tmp_path / name / "config.json").read_text())["lr"]  # noqa: E731
+    for name, more, rate in (
+        ("usual", [], 2.5e-4),
+        ("given", ["--lr", 2e-3], 2e-3),
+        ("full", ["--adapt", "full"], 1e-4),
+        ("sgd", ["--optimizer", "sgd"], 1 / 8),
+    ):
+        assert call(*words, *more, "--out", tmp_path / name) == 0
+        said = capsys.readouterr().out.splitlines()[0]
+        assert rate_of(name) == pytest.approx(rate)
+        assert (f"LoRA r2 at {rate:g} (what gemma3 wants; --lr has another)" in said) == (name in ("usual", "sgd"))
+    assert call(*words, "--out", tmp_path / "usual", "--resume") == 0
+    assert call(*words, "--lr", 2e-3, "--out", tmp_path / "usual", "--resume") == 2  # another rate is another run
+    assert "0.002" in capsys.readouterr().err
+    text = {"string": english(40, 1), "segment": 16, "rank": 2, "dtype": "fp32", "memory": 0, "bos": "no"}
+    one, same, other = (dynadapt.evaluate(base / "gemma", **text, **lr).summary["nll"] for lr in ({}, {"lr": 2.5e-4}, {"lr": 2e-3}))
+    assert one == same != other
+    assert settle(EvalConfig(rates="1e-3,2e-3"), tiny_config("gemma3")).lr is None  # each learner has its own
+    assert settle(EvalConfig(), tiny_config("llama")).lr is None

@@ -109,6 +109,7 @@ class DynadaptLM(TemplateLM):
             device = "auto"
         self.config, self.reset = _config(reset, {**settings, "device": device}), reset
         source = load(model)
+        self.config = settle(self.config, source.config)
         self.tokenizer = tokenizer or source.tokenizer
         if self.tokenizer is None:
             raise ConfigError(f"model={model!r} has no tokenizer; put its tokenizer.json next to the weights, or give tokenizer")
