@@ -3,7 +3,8 @@
     dynadapt corpus build --out corpus
     python benchmarks/guard.py corpus --out runs/guard          # stopped, the same command goes on with the next text
 
-SmolLM2-135M, LoRA at its defaults but for the rate, segments and memory of 512. Texts: the first, the middle and the last TOKENS tokens of what
+SmolLM2-135M, or with --model gemma3-270m the other one; LoRA at its defaults but for the rate, segments and memory of 512. The default rate is the family's
+(docs/defaults.md: 2e-3, for Gemma 3 an eighth of it); rates that are mixed are a quarter of it, the rate and four times it. Texts: the first, the middle and the last TOKENS tokens of what
 each of six domains holds out, three splices of four of them, random words, random characters, one sentence again and again. The corpus' other
 three domains are of authors and projects whose texts served to choose defaults (docs/defaults.md), and are not read.
 
@@ -24,12 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import dynadapt  # noqa: E402
-from benchmarks.script import TUNED, corpus_parser_of, domains_of, rows_before  # noqa: E402
+from benchmarks.script import TUNED, corpus_parser_of, domains_of, rows_before, usual_rate  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.runs.rundir import write_json  # noqa: E402
 
-TOKENS, RATE = 4097, 2e-3
-RATES = [5e-4, 2e-3, 8e-3]
+TOKENS = 4097
 WORSE, BEHIND = 0.001, 0.005
 
 
@@ -60,14 +60,20 @@ def texts(corpus: Path, tokenizer) -> dict[str, str]:
     return found
 
 
-def measure(model, text: str) -> dict:
+def rates_of(config) -> tuple[float, list[float]]:
+    """(the default rate, those that are mixed) of a model of this ModelConfig."""
+    rate = usual_rate(config)
+    return rate, [rate / 4, rate, 4 * rate]
+
+
+def measure(model, text: str, rate: float, rates: list[float]) -> dict:
     settings = {"string": text, "tokens": TOKENS, "memory": 512, "dtype": "auto"}
     keep = lambda s: {name: s[name] for name in ("nll", "nll_static", "nll_adapted", "guard_bound", "tokens", "flops")}  # noqa: E731
     run = lambda **more: keep(dynadapt.evaluate(model, **settings, **more).summary)  # noqa: E731
     return {
-        "guarded": run(lr=RATE, guard="exact"),
-        "guarded, ten times the rate": run(lr=10 * RATE, guard="exact"),
-        "rates": run(rates=RATES, guard="exact"),
+        "guarded": run(lr=rate, guard="exact"),
+        "guarded, ten times the rate": run(lr=10 * rate, guard="exact"),
+        "rates": run(rates=rates, guard="exact"),
     }
 
 
@@ -114,11 +120,12 @@ def main() -> int:
     model = dynadapt.load(given.model)
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / "results.json"
-    facts = {"model": given.model, "tokens": TOKENS, "rate": RATE, "rates": RATES}
+    rate, rates = rates_of(model.config)
+    facts = {"model": given.model, "tokens": TOKENS, "rate": rate, "rates": rates}
     rows = rows_before(file, facts)
     for name, text in texts(given.corpus, model.tokenizer).items():
         if name not in {row["text"] for row in rows}:
-            rows.append({"text": name, **measure(model, text)})
+            rows.append({"text": name, **measure(model, text, rate, rates)})
             write_json(file, {**facts, "environment": environment(), "rows": rows, "verdicts": verdicts(rows)})
             row = rows[-1]
             print(

@@ -45,7 +45,7 @@ import torch  # noqa: E402
 from scipy.stats import t as student  # noqa: E402
 
 from benchmarks.guard import held_out  # noqa: E402
-from benchmarks.script import TUNED, by_text_and_arm, corpus_parser_of, domains_of, mean_error  # noqa: E402
+from benchmarks.script import TUNED, by_text_and_arm, corpus_parser_of, domains_of, mean_error, usual_rate  # noqa: E402
 from dynadapt import Adam, Alarm, Engine, LoRA, SegmentMemory, load  # noqa: E402
 
 SEGMENT, PART, PARTS, SPLICES, RUN = 128, 1536, 3, 8, 4096
@@ -54,7 +54,7 @@ BEHIND, FALSE, SEGMENTS = 0.005, 0.02, 256
 ARMS: dict[str, dict] = {
     "static": {"adapt": None},
     "never": {},
-    "lower": {"optimizer": Adam(lr=Adam.rates["lora"] / 2)},
+    "lower": {},
     "oracle": {},
     "auto": {"reset": "auto"},
     "full": {"guard": "exact", "reset": "auto"},
@@ -109,7 +109,10 @@ def stationary(kind: str, ids: list[int], text: str, tokenizer) -> list[int]:
 
 def score(model, arm: str, ids: list[int], splices: list[int], **more) -> dict:
     """One arm's loss and resets on one text."""
-    given = {"adapt": LoRA(), "memory": SegmentMemory(512), "segment": SEGMENT, **ARMS[arm], **more}
+    rate = usual_rate(model.config) / (2 if arm == "lower" else 1)
+    given = {"adapt": LoRA(), "optimizer": Adam(lr=rate), "memory": SegmentMemory(512), "segment": SEGMENT, **ARMS[arm], **more}
+    if given["adapt"] is None:
+        given["optimizer"] = None
     engine, total, resets, start = Engine(model, **given), 0.0, [], time.perf_counter()
     for begin in range(0, len(ids) - 1, SEGMENT):
         if arm == "oracle" and begin in splices:

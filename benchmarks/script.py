@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from dynadapt.common.environment import environment
+from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.corpus_read import check_corpus, read_documents
+from dynadapt.experiments.defaults import settle
 from dynadapt.experiments.dyneval import Interrupted, RunOptions, run
 from dynadapt.experiments.reweight.compare import paired
 from dynadapt.experiments.reweight.power import seen
@@ -54,6 +56,11 @@ def domains_of(corpus: Path, wanted: list[str]) -> list[str]:
     if (corpus / "manifest.json").exists():
         check_corpus(corpus)
     return there
+
+
+def usual_rate(config) -> float:
+    """The learning rate that LoRA takes on a model of this ModelConfig where none is given."""
+    return settle(EvalConfig(), config).learning_rate
 
 
 def mean_error(values: list[float]) -> tuple[float, float]:
