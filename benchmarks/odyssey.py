@@ -9,17 +9,29 @@ outcome:
   11. the worsening correlates with the similarity between the domain and the original pretraining data;
   12. it comes from a handful of uninformative tokens.
 
-Each condition is one pass over excerpts of a domain's training documents; "hot" is five times the usual learning rate. Scored are
-the first 1,600 characters of held-out documents; the probe behind the advice reads windows from anywhere in the training text.
+Each condition is one pass over excerpts of a domain's training documents: LoRA at its usual rate, at three between, and "hot" at five times it; full
+training at its usual rate and at three and ten times it. Scored are the first 1,600 characters of held-out documents; the probe behind the advice reads windows from anywhere in the training text.
 The pretraining data of SmolLM2 is not at hand, so similarity has two stand-ins: the model's own bits per byte on the domain, and
 the Jensen-Shannon divergence of unigrams to text that the model itself writes, sampled from its beginning-of-text token at
 temperature 1 (needs transformers).
+
+Rules, of each condition for itself, fixed before the rates between and full training were run:
+- what diverged (above ln V) is a verdict of its own and takes part in no claim;
+- 10: confirmed where so many domains got worse, with an interval wholly above 0, that chance (2.5% a domain) gives as many with a probability under 5%;
+  refuted where every domain that did not diverge helps, with an interval wholly below 0; else not decided;
+- 11: confirmed where either stand-in's rank correlation with the change is above 0 with p < 0.05 / 2, refuted where one is below 0 by the same; else not
+  decided. Beside it the least true correlation that so many domains would show with 80%;
+- 12: confirmed where at most 10 types explain at least half of the worsening in more than half of the domains that got worse, refuted where in none of at least
+  three; else not decided;
+- the advice, in each condition: it tells more than one answer for all domains where it is right more often than the better of "always adapt" and "never adapt",
+  over the domains where these differ from it, by a sign test with p < 0.05.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -27,7 +39,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a source tree needs no installation
 
-from benchmarks.script import corpus_facts, domains_of, going_on, parser_of, write_results  # noqa: E402
+from benchmarks.script import CONFIRMED, OPEN, REFUTED, corpus_facts, domains_of, going_on, parser_of, write_results  # noqa: E402
 from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
 from dynadapt.experiments.corpus_read import read_documents
 from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, advise, outcome_interval, size_factor
@@ -37,7 +49,18 @@ from dynadapt.experiments.diagnose.verdict import DIVERGED
 from dynadapt.runs.progress import Lines
 from dynadapt.runs.rundir import RunError, read_json, write_json
 
-CONDITIONS = {"lora": {}, "lora-hot": {"lr": 5 * LEARNING_RATES["lora"]["adam"]}}
+LORA, FULL = (LEARNING_RATES[adapt]["adam"] for adapt in ("lora", "full"))
+CONDITIONS = {
+    "lora": {},
+    "lora-3e-3": {"lr": 3e-3},
+    "lora-4e-3": {"lr": 4e-3},
+    "lora-6e-3": {"lr": 6e-3},
+    "lora-hot": {"lr": 5 * LORA},
+    "full": {"adapt": "full"},
+    "full-3e-4": {"adapt": "full", "lr": 3 * FULL},
+    "full-1e-3": {"adapt": "full", "lr": 10 * FULL},
+}
+CHANCE, LEVEL = 0.025, 0.05  # of an interval wholly above 0 where nothing changed; of a verdict
 VOCABULARY = 49152  # of SmolLM2: a perplexity above it is worse than a uniform guess
 HELD_OUT, EXCERPT = 24, 1600  # documents of a domain that are scored, and characters of each
 TRAIN_EXCERPT = 4000  # characters of each training document
@@ -135,9 +158,11 @@ def said(title: str):
 def spearman(x, y, draws: int = 2000) -> dict:
     """Rank correlation over domains with a percentile interval from drawing domains, and a two-sided permutation p-value."""
     x, y, random = np.asarray(x, float), np.asarray(y, float), np.random.default_rng(0)
-    value = float(_rank_correlation(x[None], y[None])[0])
     drawn = []
-    while len(drawn) < draws and len(x) > 2:
+    if len(set(x)) < 3 or len(set(y)) < 3:
+        return {"rho": 0.0, "interval": [-1.0, 1.0], "p": 1.0, "domains": len(x)}  # all alike: no order that could go with another
+    value = float(_rank_correlation(x[None], y[None])[0])
+    while len(drawn) < draws:
         chosen = random.integers(0, len(x), len(x))
         if len(set(x[chosen])) > 2 and len(set(y[chosen])) > 2:
             drawn.append(chosen)
@@ -166,17 +191,17 @@ def claims(rows: list[dict]) -> dict:
     decided = [row for row in rows if row["advice"] in (ADAPT, LEAVE, DIVERGED)]
     right = [row for row in decided if (row["change"] < 0) == (row["advice"] == ADAPT)]
     enough = len(rows) > 3
+    nearness = len(whole) > 3 and {
+        "nearness by bits per byte": spearman([-row["bits_per_byte"] for row in whole], [row["change"] for row in whole]),
+        "nearness by divergence": spearman([-row["divergence"] for row in whole], [row["change"] for row in whole]),
+    }
     return {
         "10": {
             "domains": len(rows),
             "worse": [row["domain"] for row in hurt],
             "diverged": [row["domain"] for row in rows if row not in whole],
         },
-        "11": len(whole) > 3
-        and {
-            "nearness by bits per byte": spearman([-row["bits_per_byte"] for row in whole], [row["change"] for row in whole]),
-            "nearness by divergence": spearman([-row["divergence"] for row in whole], [row["change"] for row in whole]),
-        },
+        "11": nearness,
         "12": {
             row["domain"]: {
                 "verdict": row["verdict"],
@@ -197,7 +222,69 @@ def claims(rows: list[dict]) -> dict:
             "rank_correlation": enough and spearman(expected, change),
             "calibrated": calibrated(rows),
         },
+        "verdicts": {
+            "10": verdict_10(whole, hurt),
+            "11": verdict_11(nearness),
+            "12": verdict_12(hurt),
+            "advice": verdict_advice(decided),
+            "rank correlation seen with 80%": seen_correlation(len(whole)) if nearness else None,
+        },
     }
+
+
+def verdict_10(whole: list[dict], hurt: list[dict]) -> str:
+    """Of the domains that did not diverge, and of those among them that got worse; by the rules above, as the others."""
+    from scipy.stats import binom
+
+    worse = [row for row in hurt if row["interval"][0] is not None and row["interval"][0] > 0]
+    if whole and binom.sf(len(worse) - 1, len(whole), CHANCE) < LEVEL:
+        return CONFIRMED
+    helps = [row for row in whole if row["interval"][1] is not None and row["interval"][1] < 0]
+    return REFUTED if whole and len(helps) == len(whole) else OPEN
+
+
+def verdict_11(nearness) -> str:
+    if not nearness:
+        return OPEN
+    seen = [rho["rho"] for rho in nearness.values() if rho["p"] < LEVEL / 2]
+    above, below = any(rho > 0 for rho in seen), any(rho < 0 for rho in seen)
+    return OPEN if above == below else CONFIRMED if above else REFUTED
+
+
+def verdict_12(hurt: list[dict]) -> str:
+    few = sum(row["verdict"] == "hurts on few types" for row in hurt)
+    return CONFIRMED if hurt and 2 * few > len(hurt) else REFUTED if len(hurt) >= 3 and not few else OPEN
+
+
+def verdict_advice(decided: list[dict]) -> str:
+    """Whether the advice tells more than the better of one answer for all domains."""
+    from scipy.stats import binomtest
+
+    helped = [row["change"] < 0 for row in decided]
+    same = 2 * sum(helped) >= len(helped)  # the better of "always" and "never"
+    advised = [row["advice"] == ADAPT for row in decided]
+    apart = [(advice == help, same == help) for advice, help in zip(advised, helped) if advice != same]
+    wins = sum(advice and not other for advice, other in apart)
+    if not apart or binomtest(wins, len(apart), 0.5).pvalue >= LEVEL:
+        return OPEN
+    return CONFIRMED if 2 * wins > len(apart) else REFUTED
+
+
+@cache
+def seen_correlation(domains: int, runs: int = 400, draws: int = 400) -> float | None:
+    """The least true rank correlation, in steps of 0.05, that verdict 11's level calls with a probability of 80% (bivariate normal; the critical value by
+    permutation); None where none below 1 is."""
+    random = np.random.default_rng(0)
+    base = np.arange(domains, dtype=float)
+    by_chance = _rank_correlation(base[None], np.stack([random.permutation(domains) for _ in range(20 * draws)]).astype(float))
+    critical = float(np.quantile(np.abs(by_chance), 1 - LEVEL / 2))
+    x, noise = random.standard_normal((runs, domains)), random.standard_normal((runs, domains))
+    for rho in np.arange(0.05, 1.0, 0.05):
+        pearson = 2 * np.sin(np.pi * rho / 6)  # of a bivariate normal with this rank correlation
+        y = pearson * x + np.sqrt(1 - pearson**2) * noise
+        if (_rank_correlation(x, y) > critical).mean() >= 0.8:
+            return round(float(rho), 2)
+    return None
 
 
 def _diverged(row: dict) -> bool:
@@ -251,7 +338,13 @@ def _said(found: dict) -> list[str]:
     worse, advice = found["10"]["worse"], found["advice"]
     domains, named = found["10"]["domains"], f" ({', '.join(worse)})" * bool(worse)
     correlation = lambda rho: f"{rho['rho']:+.2f} [{rho['interval'][0]:+.2f}, {rho['interval'][1]:+.2f}]"  # noqa: E731
-    lines = [f"- Claim 10: {len(worse)} of {domains} domains got worse{named}."]
+    said, seen = found["verdicts"], found["verdicts"]["rank correlation seen with 80%"]
+    lines = [
+        f"- Verdicts: claim 10 {said['10']}, claim 11 {said['11']}"
+        + (f" (a true correlation of {seen:g} would show with 80%)" if seen else " (too few domains for any)")
+        + f", claim 12 {said['12']}; the advice beside one answer for all domains {said['advice']}.",
+        f"- Claim 10: {len(worse)} of {domains} domains got worse{named}.",
+    ]
     if found["10"]["diverged"]:
         lines.append(f"- Diverged (above ln V), and judged by no claim: {', '.join(found['10']['diverged'])}.")
     for name, rho in (found["11"] or {}).items():

@@ -93,3 +93,42 @@ def test_excerpts_are_spread_over_the_documents(tmp_path):
     (tmp_path / "all.jsonl").write_text("".join(json.dumps({"text": str(i) * 50}) + "\n" for i in range(9)))
     few = odyssey.excerpts(tmp_path / "all.jsonl", tmp_path / "out" / "few.jsonl", 10, 3)
     assert [json.loads(line)["text"] for line in few.read_text().splitlines()] == ["0" * 10, "4" * 10, "8" * 10]
+
+
+def worse(n: int, of: int, kind: str = "hurts broadly") -> list[dict]:
+    return [row(i, 0.1 if i < n else -0.1, kind if i < n else "helps") for i in range(of)]
+
+
+@pytest.mark.parametrize("n,verdict", [(0, "refuted"), (1, "not decided"), (2, "confirmed"), (9, "confirmed")])
+def test_claim_10_needs_more_worse_domains_than_chance_gives(n, verdict):
+    assert odyssey.claims(worse(n, 9))["verdicts"]["10"] == verdict
+
+
+def test_claim_10_is_open_where_a_domain_is_undecided_and_where_all_diverged():
+    rows = [*worse(0, 8), {**row(8, -0.005, "inconclusive")}]
+    assert odyssey.claims(rows)["verdicts"]["10"] == "not decided"
+    assert odyssey.claims([row(i, 9.0, "diverged") for i in range(4)])["verdicts"]["10"] == "not decided"
+
+
+@pytest.mark.parametrize("few,verdict", [(0, "refuted"), (1, "not decided"), (2, "confirmed")])
+def test_claim_12_by_the_share_of_harmed_domains(few, verdict):
+    rows = [row(i, 0.1, "hurts on few types" if i < few else "hurts broadly") for i in range(3)]
+    assert odyssey.claims(rows)["verdicts"]["12"] == verdict
+
+
+def test_claim_11_needs_a_correlation_beyond_chance_and_says_which_it_would_see():
+    found = odyssey.claims([row(i, 0.01 * i, "hurts broadly") for i in range(9)])["verdicts"]
+    assert found["11"] == "not decided"  # by bits per byte it goes up, by divergence down: the stand-ins contradict each other
+    rows = [{**row(i, 0.01 * i, "hurts broadly"), "divergence": 0.5 + 0.1 * (i * 5 % 9)} for i in range(9)]
+    found = odyssey.claims(rows)["verdicts"]
+    assert found["11"] == "confirmed" and 0.8 <= found["rank correlation seen with 80%"] <= 0.95
+    assert odyssey.seen_correlation(60) < 0.5
+
+
+def test_advice_is_held_against_one_answer_for_all_domains():
+    good = [{**row(i, 0.1 if i < 8 else -0.1, "hurts broadly"), "advice": odyssey.LEAVE if i < 8 else odyssey.ADAPT} for i in range(16)]
+    assert odyssey.claims(good)["verdicts"]["advice"] == "confirmed"
+    same = [{**row(i, -0.1, "helps"), "advice": "adapt"} for i in range(16)]
+    assert odyssey.claims(same)["verdicts"]["advice"] == "not decided"
+    bad = [{**row(i, -0.1, "helps"), "advice": odyssey.LEAVE} for i in range(16)]
+    assert odyssey.claims(bad)["verdicts"]["advice"] == "refuted"
