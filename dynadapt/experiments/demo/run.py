@@ -60,6 +60,7 @@ class _Demo:
         self.pace: Pace | None = None
         self.plan: Plan | None = None
         self.dtype, self.worked_before = "", 0.0
+        self.lr: float | None = None  # of LoRA, where the model's family wants another than most
         self.failures: dict[str, str] = {}
         self.left_out: list[str] = []
 
@@ -75,11 +76,8 @@ class _Demo:
         kept = read_json_or(self.out / "plan.json", {})
         if isinstance(kept, dict) and kept.get("asked") == self.asked:
             self.pace = Pace(**kept["pace"]) if kept["pace"] else None
-            self.plan, self.dtype, self.worked_before = (
-                Plan(tuple(kept["variants"]), kept["tokens"], kept["seconds"]),
-                kept["dtype"],
-                kept["worked"],
-            )
+            self.plan = Plan(tuple(kept["variants"]), kept["tokens"], kept["seconds"])
+            self.dtype, self.lr, self.worked_before = kept["dtype"], kept.get("lr"), kept["worked"]
         else:
             self._make_plan()
         self.keep()
@@ -93,7 +91,7 @@ class _Demo:
             found = self.cells.ask(what="look", config={**config.to_dict(), "bos": config.bos, "lr": config.lr}, time=bool(self.budget))
         except CellFailed as failed:
             raise RunError(str(failed)) from None
-        self.dtype = found["dtype"]
+        self.dtype, self.lr = found["dtype"], found["lr"]
         if not self.budget:
             self.plan = whole_plan(self.most)
             return
@@ -140,6 +138,7 @@ class _Demo:
                     "tokens": self.plan.tokens,
                     "seconds": self.plan.seconds,
                     "dtype": self.dtype,
+                    "lr": self.lr,
                     "pace": vars(self.pace) if self.pace else None,
                     "worked": self.worked_before + self.worked,
                 },
@@ -148,7 +147,7 @@ class _Demo:
     # ---- running
 
     def run(self) -> None:
-        cells = demo_cells(self.plan.names, self.plan.tokens, self.segment, **{**self.base, "dtype": self.dtype})
+        cells = demo_cells(self.plan.names, self.plan.tokens, self.segment, self.lr, **{**self.base, "dtype": self.dtype})
         spent = expected = 0.0
         segments = (self.plan.tokens - 1) / self.segment
         with shown(self.plan.names, self.console) as table:

@@ -33,15 +33,14 @@ CORE = len(ALWAYS)
 BY_WEIGHT = (*ALWAYS, "static-long", "static-overlap", "rows-memory", "full-memory", "rows", "full")
 
 
-def demo_cells(names, tokens: int, segment: int, **base) -> list:
-    """The cells of these variants; sizes given in segments of 512 go with `segment`. What is not in `base` is the default."""
+def demo_cells(names, tokens: int, segment: int, lr: float | None = None, **base) -> list:
+    """The cells of these variants; sizes given in segments of 512 go with `segment`. What is not in `base` is the default, and `lr` is that of LoRA."""
     from dynadapt.experiments.sweep import Cell
 
     cells = []
     for name in names:
         settings = VARIANTS[name][1]
         sizes = {key: settings[key] // SEGMENT * segment for key in ("segment", "memory", "context") if key in settings}
-        cells.append(
-            Cell(name, EvalConfig(**{"text": (TEXT,), "tokens": tokens, "segment": segment, "memory": 0, **base, **settings, **sizes}))
-        )
+        config = EvalConfig(**{"text": (TEXT,), "tokens": tokens, "segment": segment, "memory": 0, **base, **settings, **sizes})
+        cells.append(Cell(name, config.with_(lr=lr) if config.adapt == "lora" and lr is not None else config))
     return cells

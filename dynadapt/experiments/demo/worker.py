@@ -82,7 +82,7 @@ def cell(request: dict, wire) -> None:
 
 
 def look(request: dict, wire) -> dict:
-    """{"dtype"} that the machine is given, and where "time" is asked for also the seconds of a static and of a LoRA segment of this
+    """{"dtype", "lr"} that the machine and the model are given (lr: of LoRA, None where it is the usual one), and where "time" is asked for also the seconds of a static and of a LoRA segment of this
     text, and "start": from nothing to the first segment."""
     begun = time.perf_counter()
     import dynadapt.model
@@ -93,13 +93,13 @@ def look(request: dict, wire) -> dict:
     model = dynadapt.model.load(config.model)
     config = settle(config, model.config)
     if not request["time"]:
-        return {"dtype": config.dtype}
+        return {"dtype": config.dtype, "lr": config.lr}
     model.check_finite()
     tokens, spent, seconds = first_tokens(config, model), 0.0, {}
     for name, adapt in (("static", "none"), ("lora", "lora")):
         all_steps, seconds[name] = time_step(model, config.with_(adapt=adapt), tokens)
         spent += all_steps
-    return {"dtype": config.dtype, **seconds, "start": time.perf_counter() - begun - spent}
+    return {"dtype": config.dtype, "lr": config.lr, **seconds, "start": time.perf_counter() - begun - spent}
 
 
 def first_tokens(config, model):
