@@ -51,6 +51,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "corpus": Command("corpus", "make a corpus of several domains from Debian packages and this machine's own files"),
         "export": Command("export", "write the adapter that a LoRA run ended with as a PEFT directory, or the model of a reweighting run"),
         "publish": Command("publish", "write an adapter as a version of its own and have an inference server load it"),
+        "patch make": Command("patch_make", "write what changed between two states of bf16 weights as a file"),
+        "patch apply": Command("patch_apply", "write a copy of a model's files with patches applied, to the bit"),
+        "patch show": Command("patch_show", "print what patches hold"),
     },
     "training experiments": {
         "reweight": Command("reweight", "train on several domains whose weights a mixer moves"),
@@ -74,7 +77,11 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
-FAMILIES = {"icl": "in-context learning of function classes", "bench": "a step, or scoring, side by side with the same in other libraries"}
+FAMILIES = {
+    "icl": "in-context learning of function classes",
+    "patch": "updates of bf16 weights as files of what changed",
+    "bench": "a step, or scoring, side by side with the same in other libraries",
+}
 DESCRIPTION = "Score a text with a language model and learn from each segment right after scoring it."
 START = "start with: dynadapt fetch smollm2-135m, then dynadapt eval --text builtin:python-reference --tokens 8192"
 

@@ -67,6 +67,12 @@ class Patch:
         """Weights of all its tensors."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    def changed_by_tensor(self) -> dict[str, int]:
+        """How many weights of each tensor are other ones afterwards."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes.values()])
+        counts = np.diff(np.searchsorted(self.positions, ends), prepend=0)
+        return dict(zip(self.shapes, counts.tolist()))
+
     @property
     def whole_bytes(self) -> int:
         """Bytes of its tensors themselves."""
