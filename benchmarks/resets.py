@@ -25,7 +25,7 @@ Rules, fixed before the runs:
   under 3/n with 95% (Hanley and Lippman-Hand 1983): refuted where there is an alarm and the lower bound (exact Poisson, 95%) is above it,
   confirmed where the upper bound is below it, else open. Half, ring and slower raise the alarms of full up to the first, and are not run.
 
-The first results had four splices, one kind of 2,048 tokens and no lower (benchmarks/results/resets.json says what it has). All of this takes about 25
+Earlier results had four splices, one kind of 2,048 tokens and no lower. All of this takes about 25
 minutes on two quiet cores.
 """
 
