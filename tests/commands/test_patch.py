@@ -66,7 +66,11 @@ def test_a_chain_is_applied_in_order_or_not_at_all(folder, capsys):
     first, second = made(folder, 0, 1), made(folder, 1, 2, 2)
     assert call("patch", "apply", folder / "v0", first, second, "--out", folder / "new") == 0
     assert bits(folder / "new") == bits(folder / "v2")
-    for chain, said in (([second], "starts from other weights"), ([second, first], "starts from other weights"), ([first, first], "does not start where")):
+    for chain, said in (
+        ([second], "starts from other weights"),
+        ([second, first], "starts from other weights"),
+        ([first, first], "does not start where"),
+    ):
         capsys.readouterr()
         assert call("patch", "apply", folder / "v0", *chain, "--out", folder / "other") == 2
         assert said in capsys.readouterr().err and not (folder / "other").exists()

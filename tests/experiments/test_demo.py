@@ -49,6 +49,7 @@ def test_tables_of_the_variants_fit_together():
     for cell in demo_cells(BY_WEIGHT, TOKENS, 512, dtype="fp32"):
         assert cell.config.open == ("bos",)  # what README prints does not move with the defaults
 
+
 def test_a_familys_rate_is_that_of_lora_alone():
     for cell in demo_cells(BY_WEIGHT, TOKENS, 512, 2.5e-4, dtype="fp32"):
         assert cell.config.lr == (2.5e-4 if cell.config.adapt == "lora" else None)
