@@ -120,7 +120,9 @@ def check(found: Mapping[str, Foresight], hold: bool) -> tuple[str, ...]:
     if poor and (not hold or len(poor) == len(found)):
         said = "; ".join(f"{name!r}: {found[name].error:.4f} nats, the mean {found[name].error_of_mean:.4f}" for name in poor)
         more = "" if hold else ", or hold such domains at their mean (--unforeseen hold)"
-        raise LawError(f"the fitted law foresees unseen mixtures no better than their mean ({said}); give more mixtures or longer training{more}")
+        raise LawError(
+            f"the fitted law foresees unseen mixtures no better than their mean ({said}); give more mixtures or longer training{more}"
+        )
     return poor
 
 
@@ -138,7 +140,13 @@ def best_mixture(laws: Sequence[Law], prior: np.ndarray, penalty: float) -> np.n
 
     sums = {"type": "eq", "fun": lambda x: x.sum() - 1.0, "jac": np.ones_like}
     found = minimize(
-        objective, prior, jac=True, method="SLSQP", bounds=[(LEAST, 1.0)] * len(prior), constraints=sums, options={"maxiter": 500, "ftol": 1e-12}
+        objective,
+        prior,
+        jac=True,
+        method="SLSQP",
+        bounds=[(LEAST, 1.0)] * len(prior),
+        constraints=sums,
+        options={"maxiter": 500, "ftol": 1e-12},
     )
     if not found.success:
         raise LawError(f"the least loss over mixtures was not found: {found.message}")
