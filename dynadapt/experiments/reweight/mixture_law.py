@@ -1,6 +1,6 @@
 """How a domain's held-out loss depends on the mixture that is trained on, and the mixture that has the least of it.
 
-The law is log-linear, of Data Mixing Laws (Ye et al. 2024, arXiv 2403.16952, eq. 6) in the form that Olmix fits (arXiv 2602.12237;
+The law is log-linear, of Data Mixing Laws (Ye et al. 2024, arXiv 2403.16952) in the form that Olmix fits (arXiv 2602.12237;
 allenai/olmix@04e7188, fit/utils.py): loss_d(x) = exp(c_d) + exp(t_d . x), x on the simplex of K domains, K + 1 numbers a domain. It is fitted
 to each domain by itself with Huber's loss (width 0.02 nats) from several starts, the best of which counts. Starts lie around the data instead of in a
 fixed box, so 24 do for 300.
