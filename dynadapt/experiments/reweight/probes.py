@@ -7,7 +7,7 @@ other. Interpolating the products is what the authors do; a mean of the A and of
 As in the authors' code (michahu/op-mix@aa60707, pipeline/pretrain_opm.py): rank 16 and alpha 32 on the linears of the layers, no warm-up, twice the
 training's rate, a tenth of its steps, 0.9 of a probe's rows of its own domain and the others of the old mixture, 20 mixtures of a flat Dirichlet
 distribution, a log-linear law, a penalty of 0.05 times the divergence from the prior. Chosen otherwise, or where it is silent:
-  - what a law sees is the mixture of rows that an interpolation stands for, own x a + (1 - own) x prior, as in their continual_opm.py; the least
+  - what a law sees is the mixture of rows that an interpolation stands for, own x a + (1 - own) x prior, as in their code for continual training; the least
     is looked for on the whole simplex, a little beyond;
   - no further probe of the old mixture: with the same domains before and after, that is the sum of the others with the prior's weights;
   - coefficients a are drawn around the run's initial weights, not flat, where these are not equal (--spread);
