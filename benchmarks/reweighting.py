@@ -38,7 +38,7 @@ from pathlib import Path
 
 import torch
 
-from dynadapt.experiments.reweight import ReweightConfig
+from dynadapt.experiments.reweight import ReweightConfig, SearchConfig
 from dynadapt.experiments.reweight.compare import draw_comparison, markdown, report
 from dynadapt.experiments.reweight.compare import judged as verdicts
 from dynadapt.experiments.reweight.compare_flops import bits_per_byte, flops_markdown, judged_by_flops, searches_markdown
@@ -169,6 +169,8 @@ def prepared(name: str, arguments) -> Case:
 def train(name: str, arguments) -> None:
     """Seed by seed, so that what is there at any time is whole seeds and the beginning of one."""
     case = prepared(name, arguments)
+    if any(METHODS[method].search for method in arguments.mixers):
+        SearchConfig("proxies", mixtures=case.mixtures).check_for(case.config, len(case.config.domains))
     for seed in range(arguments.first_seed, arguments.seeds):
         study = Study(case, arguments.out / name / f"seed-{seed}", seed)
         print(f"{name}, seed {seed}: {case.config.steps} steps of {case.config.rows * case.config.segment} tokens", flush=True)

@@ -221,7 +221,7 @@ class Study:
         """Summary of the run that targets are fitted to."""
         steps = max(1, int(self.case.sample * self.base.steps))
         config = replace(self.base, mixer="proportional", steps=steps, evaluate=max(1, steps // self.case.sample_evaluations))
-        return run(config, self.folder / "sample", ReweightOptions(resume=True, checkpoint=0))
+        return run(config, self.folder / "sample", ReweightOptions(resume=True, checkpoint=CHECKPOINT))
 
     def _targets(self, method: Method) -> tuple[dict[str, float], str]:
         """(nats by domain, where they are from)."""

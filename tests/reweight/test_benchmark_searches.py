@@ -1,17 +1,45 @@
 """`benchmarks/reweighting.py` with methods that look for a mixture: killed in a search, gone on with, counted, and judged at equal FLOPs."""
 
 import json
+import math
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from corpora import write_manifest
 from tiny import english
 
+from benchmarks import reweighting_study
+from benchmarks.reweighting import cases
+from dynadapt.experiments.reweight.mixture_law import LawError
+from dynadapt.experiments.reweight.setup import scratch_config
+from dynadapt.model.layout import tensor_shapes
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_refused_search_leaves_the_method_out_and_says_why(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise LawError("no law foresees")
+
+    monkeypatch.setattr(reweighting_study, "search_mixture", refuse)
+    study = reweighting_study.Study(cases()["scratch"], tmp_path / "scratch" / "seed-0", 0)
+    study.finish("proxies")
+    assert study.left_out("proxies") == "no law foresees" and study.left_out("odm") is None
+    assert study.searches() == {"proxies": {"refused": "no law foresees"}} and not (study.folder / "proxies").exists()
+
+
+@pytest.mark.parametrize("size, parameters", [("3m", 3_443_136), ("15m", 15_735_168)])
+def test_a_size_has_ten_tokens_a_parameter(size, parameters):
+    case = cases(size=size)["scratch"]
+    config, vocabulary = case.config, SimpleNamespace(vocab_size=case.vocabulary, bos_token_id=None, eos_token_id=0)
+    shapes = tensor_shapes(scratch_config(config, vocabulary)).values()
+    assert sum(math.prod(shape) for shape in shapes) == parameters
+    assert 9.9 * parameters < config.steps * config.rows * config.segment < 10.2 * parameters and config.schedule == "constant"
 
 
 def test_searches_in_the_benchmark(tmp_path):

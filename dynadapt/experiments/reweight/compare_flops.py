@@ -70,8 +70,9 @@ def flops_markdown(found: Mapping) -> list[str]:
         ]
         for method, value in by_flops["against_stratified"].items():
             p = "" if value["p_adjusted"] is None else f"{value['p_adjusted']:.3f}"
+            sees = "" if value["sees"] is None else nats(value["sees"])
             times = f"{value['times_the_tokens']:.2f} times the tokens"
-            lines.append(f"| {method} | {value['seeds']} | {times} | {signed(value)} | {p} | {nats(value['sees'])} | {value['says']} |")
+            lines.append(f"| {method} | {value['seeds']} | {times} | {signed(value)} | {p} | {sees} | {value['says']} |")
         lines += [
             "",
             f'- At equal FLOPs: {by_flops["verdict"]}. "sees" is the true difference that would have been called with probability {POWER:g}.',
