@@ -230,7 +230,10 @@ def judge_again(path: Path) -> dict:
     results = read_json(path)
     for name, case in results["cases"].items():
         rows, batch = results["runs"][name], results["settings"][name]["rows"]
-        case.update(rounded({**verdicts(rows, batch), "by_flops": judged_by_flops(rows, batch), "bits_per_byte": bits_per_byte(rows)}))
+        later = {"by_flops": judged_by_flops(rows, batch), "bits_per_byte": bits_per_byte(rows)}
+        if not any(row.get("tokens_per_byte") for row in rows):  # of before there were these
+            later = {}
+        case.update(rounded({**verdicts(rows, batch), **later}))
     write_json(path, results)
     return results["cases"]
 

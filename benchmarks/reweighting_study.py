@@ -132,6 +132,7 @@ class Study:
             try:
                 self._run(name, method)
             except LawError as error:
+                (self.folder / "searches" / name).mkdir(parents=True, exist_ok=True)
                 write_json(self.folder / "searches" / name / "refused.json", {"refused": str(error)})
                 print(f"    {name}: left out; {error}", flush=True)
 
