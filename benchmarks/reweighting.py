@@ -1,17 +1,21 @@
-"""Every mixer at equal tokens, several seeds: does any beat stratified sampling, and does moving weights beat their average?
+"""Every mixer, and two searches for a mixture, over several seeds: does any beat stratified sampling, at equal tokens and at equal FLOPs?
 
     dynadapt corpus build --out corpus
-    python benchmarks/reweighting.py --corpus corpus --out runs/reweighting      # goes on where it was stopped
+    python benchmarks/reweighting.py --corpus corpus --out runs/reweighting                # goes on where it was stopped
+    python benchmarks/reweighting.py --corpus corpus --out runs/15m --size 15m             # 15.8 million parameters, 10 tokens each
+    python benchmarks/reweighting.py --corpus corpus --out runs/15m --size 15m --report    # the tables of what is there
 
 Two cases: "continual" trains adapters on SmolLM2-135M; "scratch" trains all of a small llama with a tokenizer of its own, made
 from the training text. It tests two claims of Velocitune (arXiv 2411.14318):
   8. weights that follow learning velocity beat static proportions and distance-based reweighting;
   9. what a static run with Velocitune's average weights does (the control).
+and puts beside it OP-Mix (arXiv 2605.15220) and regression over proxies (RegMix, Olmix), which look for a mixture beforehand.
 
 What is compared is the mean over domains of the loss on test rows: documents that no mixer reads, the same for all mixers and
 seeds. For each mixer, the difference to `stratified` and to its control is taken seed by seed (equal seeds share the random
-numbers that draw rows, and the initial weights), and gets Student's interval over seeds. The rule for a verdict stands in
-dynadapt/experiments/reweight/compare.py.
+numbers that draw rows, and the initial weights), and gets Student's interval over seeds. There are two judgements: at equal tokens
+(the rule stands in dynadapt/experiments/reweight/compare.py), and at equal FLOPs, against stratified sampling that goes on for as long as
+all that the method needed lasts (compare_flops.py; --tokens-only leaves it out).
 
 A mixer that needs something made first gets it from runs of the same seed, and their FLOPs are counted as its own:
   targets    of velocitune and dynamic-batch-loading: a run at the data's proportions over a part of the tokens (`sample`),
@@ -19,93 +23,56 @@ A mixer that needs something made first gets it from runs of the same seed, and 
              what the fit is to predict, known for once. Results say which methods had such targets; `velocitune-known` always
              has.
   reference  of DoReMi: the `proportional` run.
+  weights    of op-mix and proxies: probes or small runs, their held-out losses, the merging and the fits (benchmarks/reweighting_study.py).
 Controls (`X-average`) train on the average weights of run X; DoReMi's is what its paper trains the final model on.
+
+The work is runs of a method and a seed, each in its own directory, finished ones kept: a command that was stopped, or killed, goes on with the
+same command. Several processes may share it, a seed or a case each. docs/reweight.md says what a size takes.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from dynadapt.experiments.dyneval import PHASES
-from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, fit_run, run
-from dynadapt.experiments.reweight.compare import WANTS_LARGE_BATCHES, draw_comparison, markdown, report
+from dynadapt.experiments.reweight import ReweightConfig, SearchConfig
+from dynadapt.experiments.reweight.compare import draw_comparison, markdown, report
 from dynadapt.experiments.reweight.compare import judged as verdicts
-from dynadapt.experiments.reweight.setup import NEED_TARGET, trained_engine
-from dynadapt.experiments.scaling_fit import ScalingError
+from dynadapt.experiments.reweight.compare_flops import bits_per_byte, flops_markdown, judged_by_flops, searches_markdown
 from dynadapt.runs.rundir import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.reweighting_data import judged, small_vocabulary, subset  # noqa: E402
+from benchmarks.reweighting_data import small_vocabulary, subset  # noqa: E402
+from benchmarks.reweighting_study import METHODS, Case, Study  # noqa: E402
 from benchmarks.script import corpus_facts, going_on, parser_of, write_results  # noqa: E402
 
+SIX = ("stratified", "proportional", "velocitune", "odm", "op-mix", "proxies")
+
 
 @dataclass(frozen=True)
-class Method:
-    """mixer and settings of one row of the table; average: the method whose mean weights it trains on; known: targets are what
-    the proportional run ended with, whatever the fit says; least_steps: that its rule needs to do anything."""
+class Size:
+    """A comparison from scratch with 10 tokens a parameter; options that are given win. proxy: of the small models."""
 
-    mixer: str
-    settings: tuple[tuple[str, object], ...] = ()
-    average: str | None = None
-    known: bool = False
-    least_steps: int = 1
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Methods that have to be run first, in this order; `sample` is not in the table."""
-        if self.average:
-            return (self.average,)
-        if self.known:
-            return ("proportional",)
-        return {
-            "velocitune": ("sample", "proportional"),
-            "dynamic-batch-loading": ("sample", "proportional"),
-            "doremi": ("proportional",),
-        }.get(self.mixer, ())
+    scratch: str
+    proxy: str
+    rows: int
+    segment: int
+    steps: int
+    lr: float
+    warmup: int
 
 
-METHODS = {
-    "stratified": Method("stratified"),
-    "proportional": Method("proportional"),
-    "velocitune": Method("velocitune", (("flat", "zero"),)),  # a domain with nothing to learn: the paper leaves it open
-    "velocitune-average": Method("replay", average="velocitune"),
-    "velocitune-known": Method("velocitune", (("flat", "zero"),), known=True),
-    "dynamic-batch-loading": Method("dynamic-batch-loading"),
-    "doremi": Method("doremi"),
-    "doremi-average": Method("replay", average="doremi"),
-    "doremi-sampling": Method("doremi", (("acts", "sampling"),)),
-    "odm": Method("odm"),
-    "odm-exponential": Method("odm", (("rule", "exponential"),)),
-    "skill-it": Method("skill-it"),
-    "ado": Method("ado", least_steps=200),
+# docs/reweight.md has what each takes
+SIZES = {
+    "3m": Size("6x192", "2x64", rows=32, segment=128, steps=8400, lr=1.5e-3, warmup=100),
+    "15m": Size("8x384", "4x128", rows=64, segment=256, steps=9600, lr=1e-3, warmup=200),
 }
-READS_HELDOUT = (*NEED_TARGET, "skill-it")
-FIT, PROPORTIONAL = "fit", "proportional run"  # where targets are from
 
 
-@dataclass(frozen=True)
-class Case:
-    """One column of the study. share: of the corpus's training text; updates: evaluations at which the mixers that read held-out
-    losses move; sample: share of the steps after which targets are fitted, and evaluations until then; test_rows: judged of each
-    domain; vocabulary: of a tokenizer made for the case."""
-
-    config: ReweightConfig
-    share: float
-    updates: int
-    sample: float
-    sample_evaluations: int
-    test_rows: int
-    vocabulary: int | None = None
-
-
-def cases(steps: int | None) -> dict[str, Case]:
+def cases(steps: int | None = None, size: str | None = None) -> dict[str, Case]:
     """Their domains and models are put in by `prepared`."""
     shared = dict(domains={"to": "come"}, policy="repeat", dtype="bf16")
     scratch = ReweightConfig(
@@ -121,129 +88,18 @@ def cases(steps: int | None) -> dict[str, Case]:
         heldout_rows=8,
     )
     continual = ReweightConfig(**shared, adapt="lora", rows=4, segment=128, steps=steps or 20, heldout_rows=2)
-    return {
-        "scratch": Case(scratch, share=0.1, updates=10, sample=0.5, sample_evaluations=10, test_rows=64, vocabulary=4096),
+    found = {
+        "scratch": Case(
+            scratch, share=0.1, updates=10, sample=0.5, sample_evaluations=10, test_rows=64, vocabulary=4096, proxy_size="2x64"
+        ),
         "continual": Case(continual, share=0.1, updates=4, sample=0.5, sample_evaluations=6, test_rows=6),
     }
-
-
-# ------------------------------------------------------------------------------------------------------------------- runs
-
-
-class Study:
-    """The runs of one case and one seed under out/CASE/seed-N/METHOD, each with judged.json beside its own files."""
-
-    def __init__(self, case: Case, folder: Path, seed: int):
-        self.case, self.folder, self.seed = case, folder, seed
-        self.base = replace(case.config, seed=seed)
-
-    def left_out(self, name: str) -> str | None:
-        """Why this method has no run here, if it has none."""
-        method = METHODS[name]
-        if self.base.steps < method.least_steps:
-            return f"its rule needs {method.least_steps} steps"
-        if name in WANTS_LARGE_BATCHES and self.base.rows < len(self.base.domains):
-            return f"its batches would have {self.base.rows} rows for {len(self.base.domains)} domains; give --rows"
-        if method.known and (self.folder / "sample" / "refused.txt").exists():
-            return f"{method.mixer} has those targets already, because the fit refused"
-        return None
-
-    def finish(self, name: str) -> None:
-        """Makes this method's run, and those it needs, unless they were made."""
-        method = METHODS[name]
-        if not (self.folder / name / "judged.json").exists():
-            for needed in method.needs:
-                self._sample() if needed == "sample" else self.finish(needed)
-            self._run(name, method)
-
-    def _run(self, name: str, method: Method) -> None:
-        config = self._config(method)
-        began = time.process_time()
-        summary = run(config, self.folder / name, ReweightOptions(resume=True, checkpoint=100))
-        test = judged(config, trained_engine(self.folder / name), self.case.test_rows)
-        kept = {
-            "method": name,
-            "seed": self.seed,
-            "test": test,
-            "mean": sum(test.values()) / len(test),
-            "heldout": summary["heldout"],
-            "tokens": summary["tokens"],
-            "epochs": summary["epochs"],
-            "average_weights": summary["static_weights"],
-            "weights": self._weights(name),
-            "targets_from": self._targets(method)[1] if method.mixer in NEED_TARGET else None,
-            "cpu_seconds": time.process_time() - began,
-        }
-        write_json(self.folder / name / "judged.json", kept)
-        if name != "proportional":  # the reference of DoReMi
-            shutil.rmtree(self.folder / name / "checkpoint", ignore_errors=True)
-        print(f"    seed {self.seed}  {name:22s} mean {kept['mean']:.4f}  {kept['cpu_seconds']:.0f} s", flush=True)
-
-    def _config(self, method: Method) -> ReweightConfig:
-        """Held-out losses are scored often only for the mixers that read them; at the start and the end for all."""
-        settings = dict(method.settings)
-        if method.average:
-            settings["run"] = str(self.folder / method.average)
-        if method.mixer == "ado":  # its published thousand steps, scaled to the run's length
-            steps = self.base.steps
-            settings = {"ignore": steps // 20, "start": steps // 5, "refit": steps // 20, "window": 2 * (steps // 40) + 1}
-        evaluate = max(1, self.base.steps // self.case.updates) if method.mixer in READS_HELDOUT else self.base.steps
-        config = replace(self.base, mixer=method.mixer, settings=settings, evaluate=evaluate)
-        if method.mixer in NEED_TARGET:
-            config = replace(config, target=self._targets(method)[0])
-        if method.mixer == "doremi":
-            config = replace(config, reference=str(self.folder / "proportional"))
-        return config
-
-    def _sample(self) -> dict:
-        """Summary of the run that targets are fitted to."""
-        steps = max(1, int(self.case.sample * self.base.steps))
-        config = replace(self.base, mixer="proportional", steps=steps, evaluate=max(1, steps // self.case.sample_evaluations))
-        return run(config, self.folder / "sample", ReweightOptions(resume=True, checkpoint=0))
-
-    def _targets(self, method: Method) -> tuple[dict[str, float], str]:
-        """(nats by domain, where they are from)."""
-        tokens = self.base.steps * self.base.rows * self.base.segment
-        refused, known = self.folder / "sample" / "refused.txt", self.folder / "sample" / "targets.json"
-        if method.known or refused.exists():
-            return read_json(self.folder / "proportional" / "summary.json")["heldout"], PROPORTIONAL
-        try:
-            found = read_json(known) if known.exists() else fit_run(self.folder / "sample", tokens)
-            return found["target"], FIT
-        except ScalingError as error:
-            refused.write_text(f"{error}\n")
-            return self._targets(method)
-
-    def flops(self, name: str) -> dict[str, int]:
-        """FLOPs of the run (training, held-out losses, DoReMi's excess) and of the runs that had to be made first."""
-        spent = read_json(self.folder / name / "summary.json")["flops"]
-        return {
-            "training": sum(spent[phase] for phase in PHASES),
-            "heldout": spent["heldout"],
-            "excess": spent["excess"],
-            "made_first": sum(self._whole(needed) for needed in self._made_first(name)),
-        }
-
-    def _made_first(self, name: str) -> tuple[str, ...]:
-        """Runs this one could not have been made without: `proportional` gives targets only where the fit refused."""
-        method = METHODS[name]
-        if method.mixer in NEED_TARGET and read_json(self.folder / name / "judged.json")["targets_from"] == FIT:
-            return ("sample",)
-        return method.needs
-
-    def _whole(self, name: str) -> int:
-        first = self._made_first(name) if name in METHODS else ()
-        return sum(read_json(self.folder / name / "summary.json")["flops"].values()) + sum(map(self._whole, first))
-
-    def _weights(self, name: str) -> dict[str, list]:
-        """Weights over tokens, thinned to at most 50 points."""
-        lines = [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
-        steps = [line for line in lines if line["kind"] == "step"]
-        kept = steps[:: max(1, len(steps) // 50)]
-        return {
-            "tokens": [line["total_tokens"] for line in kept],
-            **{domain: [round(line["weights"][domain], 5) for line in kept] for domain in kept[0]["weights"]},
-        }
+    if size:
+        given, case = SIZES[size], found["scratch"]
+        changes = {name: getattr(given, name) for name in ("scratch", "rows", "segment", "lr", "warmup")}
+        config = replace(case.config, **changes, steps=steps or given.steps, heldout_rows=16)
+        found = {"scratch": replace(case, config=config, share=1.0, updates=20, proxy_size=given.proxy)}
+    return found
 
 
 def main() -> None:
@@ -251,14 +107,18 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, metavar="FILE", help="run nothing: judge the runs of a results file anew, in place")
     parser.add_argument("--rows", type=int, help="of a step (default: 8 from scratch, 4 continual)")
     parser.add_argument("--corpus", type=Path, help="directory that `dynadapt corpus build` made")
-    parser.add_argument("--case", nargs="+", default=["scratch", "continual"], choices=("scratch", "continual"))
+    parser.add_argument("--case", nargs="+", choices=("scratch", "continual"), help="(default: both; with --size from scratch)")
+    parser.add_argument(
+        "--size",
+        choices=tuple(SIZES),
+        help="from scratch with so many parameters and 10 tokens for each, on all of the corpus; docs/reweight.md says what it takes",
+    )
     parser.add_argument(
         "--mixers",
         nargs="+",
-        default=list(METHODS),
         choices=list(METHODS),
         metavar="NAME",
-        help=f"only these, and what they need (of {', '.join(METHODS)})",
+        help=f"only these, and what they need (of {', '.join(METHODS)}; default: all, with --size {', '.join(SIX)})",
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3)")
     parser.add_argument(
@@ -270,16 +130,23 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, help="of each run (default: 300 from scratch, 20 continual)")
     parser.add_argument("--share", type=float, help="of the corpus's training text that is used (default: 0.1)")
-    parser.add_argument("--scratch", default="4x128", help="size of the model from scratch (default: 4x128)")
+    parser.add_argument("--scratch", help="size of the model from scratch (default: 4x128)")
+    parser.add_argument("--proxy", help="size of the small models of `proxies`, from scratch (default: 2x64)")
+    parser.add_argument("--mixtures", type=int, help="measured by a search (default: 24, for up to 17 domains)")
+    parser.add_argument("--tokens-only", action="store_true", help="leave out the longer stratified run that equal FLOPs need")
     parser.add_argument("--report", action="store_true", help="only write the report of the runs that are there")
     arguments = parser.parse_args()
     if arguments.judge:
-        print(markdown(judge_again(arguments.judge)))
+        print(page(judge_again(arguments.judge)))
         return
     if arguments.corpus is None:
         parser.error("--corpus: give the directory that `dynadapt corpus build` made")
     if not 0 <= arguments.first_seed < arguments.seeds:
         raise SystemExit(f"first-seed {arguments.first_seed}: give one from 0 to {arguments.seeds - 1}, under --seeds {arguments.seeds}")
+    arguments.case = arguments.case or (["scratch"] if arguments.size else ["scratch", "continual"])
+    arguments.mixers = arguments.mixers or list(SIX if arguments.size else METHODS)
+    if arguments.size and "continual" in arguments.case:
+        raise SystemExit(f"size {arguments.size!r} with case continual: a model that is loaded has its size; leave out one of the two")
     torch.set_num_threads(min(torch.get_num_threads(), 2))
     with going_on(arguments.out):
         for name in arguments.case if not arguments.report else ():
@@ -289,17 +156,21 @@ def main() -> None:
 
 
 def prepared(name: str, arguments) -> Case:
-    case = cases(arguments.steps)[name]
+    case = cases(arguments.steps, arguments.size)[name]
     domains = subset(arguments.corpus, arguments.out / "texts", arguments.share or case.share)
     model = small_vocabulary(domains, arguments.out / "vocabulary", case.vocabulary) if case.vocabulary else case.config.model
-    changes = {"scratch": arguments.scratch} if case.config.scratch else {}
+    changes = {"scratch": arguments.scratch} if case.config.scratch and arguments.scratch else {}
     changes |= {"rows": arguments.rows} if arguments.rows else {}
-    return replace(case, config=replace(case.config, domains=domains, model=model, **changes))
+    own = {"proxy_size": arguments.proxy} if arguments.proxy and case.config.scratch else {}
+    own |= {"mixtures": arguments.mixtures} if arguments.mixtures else {}
+    return replace(case, config=replace(case.config, domains=domains, model=model, **changes), **own)
 
 
 def train(name: str, arguments) -> None:
     """Seed by seed, so that what is there at any time is whole seeds and the beginning of one."""
     case = prepared(name, arguments)
+    if any(METHODS[method].search for method in arguments.mixers):
+        SearchConfig("proxies", mixtures=case.mixtures).check_for(case.config, len(case.config.domains))
     for seed in range(arguments.first_seed, arguments.seeds):
         study = Study(case, arguments.out / name / f"seed-{seed}", seed)
         print(f"{name}, seed {seed}: {case.config.steps} steps of {case.config.rows * case.config.segment} tokens", flush=True)
@@ -308,35 +179,61 @@ def train(name: str, arguments) -> None:
                 print(f"    {method}: left out; {reason}", flush=True)
             else:
                 study.finish(method)
+        if not arguments.tokens_only:
+            study.match_flops()
 
 
 def write_done(arguments) -> None:
     """results.json, results.md and results.png of what is done so far."""
-    found = {}
+    found, searches = {}, {}
     for folder in sorted(arguments.out.glob("*/seed-*")):
-        study = Study(cases(None)[folder.parent.name], folder, int(folder.name.removeprefix("seed-")))
+        study = Study(cases()[folder.parent.name], folder, int(folder.name.removeprefix("seed-")))
         for path in sorted(folder.glob("*/judged.json")):
             row = read_json(path)
-            found.setdefault(folder.parent.name, []).append({**row, "flops": study.flops(row["method"])})
+            more = {"flops": study.flops(row["method"]), "equal_flops": study.equal_flops(row["method"])}
+            found.setdefault(folder.parent.name, []).append({**row, **more})
+        for method, search in study.searches().items():
+            searches.setdefault(folder.parent.name, {}).setdefault(method, []).append(search)
     if not found:
         raise SystemExit(f"{arguments.out}: no run is finished yet")
     settings = {name: _settings(arguments.out / name) for name in found}
-    reports = {name: {**report(rows, settings[name]["rows"]), "fits": fits(arguments.out / name)} for name, rows in found.items()}
+    reports = {
+        name: {
+            **report(rows, settings[name]["rows"]),
+            "fits": fits(arguments.out / name),
+            "by_flops": judged_by_flops(rows, settings[name]["rows"]),
+            "bits_per_byte": bits_per_byte(rows),
+            "searches": searches.get(name, {}),
+        }
+        for name, rows in found.items()
+    }
     results = {
         "corpus": corpus_facts(arguments.corpus),
         "settings": settings,
         "cases": reports,
         "runs": {name: [_short(row) for row in rows] for name, rows in found.items()},
     }
-    write_results(arguments.out, rounded(results), markdown(results["cases"]))
+    write_results(arguments.out, rounded(results), page(results["cases"]))
     draw_comparison(results["cases"], arguments.out / "results.png")
+
+
+def page(cases: dict) -> str:
+    """The tables of all cases: at equal tokens, at equal FLOPs, in bits per byte, and what the searches foresaw."""
+    lines = []
+    for name, found in cases.items():
+        lines += [markdown({name: found}), *flops_markdown(found), *searches_markdown(found.get("searches", {}))]
+    return "\n".join(lines)
 
 
 def judge_again(path: Path) -> dict:
     """The cases of a results file, their comparisons and verdicts made anew from its runs and kept there."""
     results = read_json(path)
     for name, case in results["cases"].items():
-        case.update(rounded(verdicts(results["runs"][name], results["settings"][name]["rows"])))
+        rows, batch = results["runs"][name], results["settings"][name]["rows"]
+        later = {"by_flops": judged_by_flops(rows, batch), "bits_per_byte": bits_per_byte(rows)}
+        if not any(row.get("tokens_per_byte") for row in rows):  # of before there were these
+            later = {}
+        case.update(rounded({**verdicts(rows, batch), **later}))
     write_json(path, results)
     return results["cases"]
 
@@ -362,7 +259,8 @@ def fits(folder: Path) -> dict:
 
 def _short(row: dict) -> dict:
     """What the results keep of a run."""
-    return {name: row[name] for name in ("method", "seed", "mean", "tokens", "test", "targets_from")}
+    kept = ("method", "seed", "mean", "tokens", "test", "targets_from", "tokens_per_byte", "equal_flops")
+    return {name: row[name] for name in kept if row.get(name) is not None or name == "targets_from"}
 
 
 def rounded(content):
@@ -377,7 +275,7 @@ def rounded(content):
 def _settings(folder: Path) -> dict:
     """What all runs of a case share, without the paths of this machine."""
     first = read_json(sorted(folder.glob("seed-*/*/config.json"))[0])
-    own = ("domains", "corpus", "model", "mixer", "settings", "target", "reference", "seed", "evaluate", "steps")
+    own = ("domains", "corpus", "model", "mixer", "settings", "weights", "target", "reference", "seed", "evaluate", "steps")
     return {key: value for key, value in first.items() if key not in own}
 
 

@@ -86,3 +86,12 @@ def judged(config: ReweightConfig, engine, rows: int) -> dict[str, float]:
         ]
         losses[name] = float(torch.cat(scores).double().mean())
     return losses
+
+
+def tokens_per_byte(config: ReweightConfig, model) -> dict[str, float]:
+    """Of each domain's test text in UTF-8: what nats per token become nats per byte with."""
+    found = {}
+    for name, path in config.domains.items():
+        texts = [text for _, text in read_documents(Path(path) / "test.jsonl")]
+        found[name] = len(encode_rows(texts, config.segment, model).tokens) / sum(len(text.encode()) for text in texts)
+    return found

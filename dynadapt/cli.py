@@ -57,6 +57,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "training experiments": {
         "reweight": Command("reweight", "train on several domains whose weights a mixer moves"),
+        "reweight search": Command("reweight_search", "find the weights to train with, from probes interpolated or from small runs"),
         "reweight compare": Command("reweight_compare", "compare reweighting runs: held-out losses by domain, paired, with intervals"),
         "icl train": Command("icl_train", "train a transformer on prompts of (x, f(x)) pairs"),
         "icl eval": Command("icl_eval", "measure trained models and baselines on the same prompts"),

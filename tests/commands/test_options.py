@@ -22,8 +22,9 @@ from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
 from dynadapt.experiments.diagnose.config import DiagnoseConfig
 from dynadapt.experiments.icl.config import TrainConfig
 from dynadapt.experiments.reweight.config import ReweightConfig
+from dynadapt.experiments.reweight.search_config import SearchConfig
 
-CONFIGURATIONS = (EvalConfig, ReweightConfig, TrainConfig, DiagnoseConfig)
+CONFIGURATIONS = (EvalConfig, ReweightConfig, SearchConfig, TrainConfig, DiagnoseConfig)
 
 
 def option(action: argparse.Action) -> str:

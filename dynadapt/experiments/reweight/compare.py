@@ -23,7 +23,7 @@ Intervals of single domains are not adjusted: of twenty of them, one leaves out 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -93,17 +93,20 @@ def difference(rows: Sequence[Mapping], method: str, other: str) -> dict | None:
     for seed in seeds:
         if set(one[seed]["test"]) != set(two[seed]["test"]) or one[seed]["tokens"] != two[seed]["tokens"]:
             raise CompareError(f"seed {seed}: {method} and {other} have other domains or other numbers of tokens; they can't be compared")
-    found = paired([one[seed]["mean"] - two[seed]["mean"] for seed in seeds])
-    found["domains"] = {
-        domain: paired([one[seed]["test"][domain] - two[seed]["test"][domain] for seed in seeds]) for domain in one[seeds[0]]["test"]
-    }
+    return of_pairs([(one[seed], two[seed]) for seed in seeds])
+
+
+def of_pairs(pairs: Sequence[tuple[Mapping, Mapping]]) -> dict:
+    """First less second, of the mean and by domain; each has "mean" and "test"."""
+    found = paired([one["mean"] - two["mean"] for one, two in pairs])
+    found["domains"] = {domain: paired([one["test"][domain] - two["test"][domain] for one, two in pairs]) for domain in pairs[0][0]["test"]}
     return found
 
 
-def compared(rows: Sequence[Mapping], pairs: Sequence[tuple[str, str]]) -> dict[str, dict]:
-    """Differences of the pairs that were run, Holm-adjusted together, each with what it says; keyed by method, or by `other` when
-    the method is the same throughout."""
-    found = {(one, two): difference(rows, one, two) for one, two in pairs}
+def compared(rows: Sequence[Mapping], pairs: Sequence[tuple[str, str]], taken: Callable = difference) -> dict[str, dict]:
+    """Differences of the pairs that were run, as `taken` takes them, Holm-adjusted together, each with what it says; keyed by method, or by
+    `other` when the method is the same throughout."""
+    found = {(one, two): taken(rows, one, two) for one, two in pairs}
     found = {pair: value for pair, value in found.items() if value}
     for value, p in zip(found.values(), holm([value["p"] for value in found.values()])):
         value["p_adjusted"], value["says"] = p, said(value["mean"], p)
@@ -192,7 +195,7 @@ def _claim8(found: Mapping[str, Mapping]) -> str:
     if set(found) != set(CLAIM8):
         return "not tested: velocitune, stratified, proportional and dynamic-batch-loading are needed"
     words = [value["says"] for value in found.values()]
-    parts = ", ".join(f"{value['says']} against {other} ({_signed(value)}, sees {_nats(value['sees'])})" for other, value in found.items())
+    parts = ", ".join(f"{value['says']} against {other} ({signed(value)}, sees {nats(value['sees'])})" for other, value in found.items())
     verdict = "confirmed" if set(words) == {"better"} else "refuted" if "worse" in words else "not decided"
     return f"{verdict} at this scale: velocitune is {parts}"
 
@@ -205,7 +208,7 @@ def _claim9(found: Mapping | None) -> str:
         "worse": "the average weights, held still, beat moving them",
         "undecided": "not decided: moving weights and their average can't be told apart",
     }[found["says"]]
-    return f"{word} at this scale ({_signed(found)}, sees {_nats(found['sees'])})"
+    return f"{word} at this scale ({signed(found)}, sees {nats(found['sees'])})"
 
 
 def _verdict(found: Mapping[str, Mapping]) -> str:
@@ -223,11 +226,11 @@ def _verdict(found: Mapping[str, Mapping]) -> str:
 # ------------------------------------------------------------------------------------------------------------ to be read
 
 
-def _nats(value: float | None) -> str:
+def nats(value: float | None) -> str:
     return "nothing" if value is None else f"{value:.3f}"
 
 
-def _signed(value: Mapping) -> str:
+def signed(value: Mapping) -> str:
     if value["interval"] is None:
         return f"{value['mean']:+.4f}, one seed"
     low, high = value["interval"]
@@ -252,11 +255,11 @@ def markdown(cases: Mapping[str, Mapping]) -> str:
                 method,
                 str(len(row["seeds"])),
                 f"{row['mean']:.4f}",
-                _signed(base) if base else "",
+                signed(base) if base else "",
                 _p(base),
                 f"{base['sees']:.3f}" if base and base["sees"] is not None else "",
                 base["says"] if base else "",
-                _signed(control) if control else "",
+                signed(control) if control else "",
                 f"{flops['training'] / 1e15:.4f}",
                 f"{(flops['heldout'] + flops['excess']) / 1e15:.4f}",
                 f"{flops['made_first'] / 1e15:.4f}",

@@ -34,13 +34,14 @@ def named_values(what: str, words: Iterable[str]) -> dict[str, str]:
 
 
 def named_numbers(what: str, words: Iterable[str]) -> dict[str, float]:
-    """NAME=NUMBER words, or one JSON file that holds such a dictionary (by itself, or under "target", as of `reweight fit`)."""
+    """NAME=NUMBER words, or one JSON file that holds such a dictionary: by itself, or under "target", as of `reweight fit`, or for weights
+    under "weights", as of `reweight search`."""
     words = list(words)
     if len(words) == 1 and "=" not in words[0]:
         from dynadapt.runs.rundir import read_json
 
         content = read_json(Path(words[0]))
-        content = content.get("target", content) if isinstance(content, dict) else content
+        content = content.get("target" if what == "target" else "weights", content) if isinstance(content, dict) else content
         if not isinstance(content, dict):
             raise ConfigError(f"{what}: {words[0]} holds no dictionary of numbers by domain")
         return content
