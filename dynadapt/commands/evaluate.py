@@ -136,10 +136,10 @@ def check_texts(config: EvalConfig) -> None:
     """Refuses a text that is not there before the model's libraries are loaded."""
     if not config.text:
         raise ConfigError("text: none given; name files, - for standard input, or builtin:python-reference")
+    from dynadapt.experiments import kept_prior
     from dynadapt.runs.texts import expand
 
-    for source in expand(config.text, config.field):
-        source.check()
+    kept_prior.check(config, [source.check() for source in expand(config.text, config.field)])
 
 
 def choose_out(config: EvalConfig, out: str | None, resume: bool) -> Path:
@@ -172,7 +172,7 @@ def print_summary(out: Path, summary: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dynadapt.experiments import guarded
+    from dynadapt.experiments import guarded, kept_prior
 
     table = Table(box=None, show_header=False, pad_edge=False)
     bits = summary["bits_per_byte"]
@@ -187,6 +187,7 @@ def print_summary(out: Path, summary: dict) -> None:
         ("peak memory", f"{summary['peak_memory_bytes'] / 1e6:,.0f} MB"),
         ("learned", f"{summary['learned_parameters']:,} parameters, {summary['updates']:,} updates, {summary['skipped_updates']} skipped"),
         *learned_from(summary),
+        *kept_prior.rows(summary),
         ("written to", str(out)),
     ):
         table.add_row(name, value)

@@ -13,8 +13,8 @@ from dynadapt.experiments.presets import PRESETS, filled
 
 def unmixed() -> set[str]:
     """The settings of `dynadapt eval` but those of a guard and of several rates, for commands that score by one model at a time, and of what is
-    learned from and how fast by scores and gradients, which no cost or comparison of theirs foresees."""
-    return set(settings_of(EvalConfig)) - {*ADDED, "learn_from", "hypergradient"}
+    learned from, what is kept and how fast by scores and gradients, which no cost or comparison of theirs foresees."""
+    return set(settings_of(EvalConfig)) - {*ADDED, "learn_from", "keep_prior", "hypergradient"}
 
 
 def config_from(arguments, **defaults) -> EvalConfig:

@@ -12,6 +12,7 @@ from dynadapt.adapt.selection import as_selection
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
+from . import kept_prior
 from .adapter_words import WORDS, parse_alphas, parse_also, parse_factors, parse_ranks, parse_targets, pattern_of
 from .guarded import ADDED, parse_guard, parse_rates
 from .optimizer_words import parse_betas
@@ -224,6 +225,14 @@ class EvalConfig:
         metavar="RULE,...",
         needs=LEARNS,
     )
+    keep_prior: str | None = setting(
+        None,
+        "each update also pulls towards the model as it was on this other text, so that learning costs less elsewhere: FILE,weight=0.1,tokens=64,"
+        "first=4096: the divergence on 64 tokens an update counts 0.1, of the text its first 4,096 are read (default: no pull)",
+        read=kept_prior.parse,
+        metavar="FILE[,NAME=VALUE...]",
+        needs=LEARNS,
+    )
     optimizer: str = setting("adam", "how the update is made", choices=tuple(OPTIMIZERS), needs=LEARNS)
     statistics: str = setting(
         "builtin:python-reference",
@@ -361,7 +370,7 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        later = (*ADDED, "learn_from", "hypergradient", *NUMBERS)
+        later = (*ADDED, "learn_from", "keep_prior", "hypergradient", *NUMBERS)
         for name, unsaid in {**LATER, "select": "gradient", **dict.fromkeys(later)}.items():
             if content[name] is None or content[name] == unsaid or not content[name] and name not in NUMBERS:
                 del content[name]
@@ -411,7 +420,11 @@ def _check_levels(config: EvalConfig) -> None:
     expected = ("none",) if config.levels == "slow" else ("lora",)
     if config.adapt not in expected:
         raise ConfigError(f"levels {config.levels!r} with adapt {config.adapt!r}: give adapt {expected[0]}")
-    for name, why in (("guard", "the prior that it scores has no weights of its own then"), ("rates", "each would feed it the same text")):
+    for name, why in (
+        ("guard", "the prior that it scores has no weights of its own then"),
+        ("rates", "each would feed it the same text"),
+        ("keep_prior", "what streams read is then not what the prior was kept of"),
+    ):
         if getattr(config, name) is not None:
             raise ConfigError(f"levels {config.levels!r} with {name} {getattr(config, name)!r}: {why}; leave one of them out")
 
@@ -447,6 +460,11 @@ def _check_together(config: EvalConfig) -> None:
         )
     if config.levels:
         _check_levels(config)
+    if config.keep_prior and config.rates and config.adapt != "none":
+        raise ConfigError(
+            f"keep_prior {config.keep_prior!r} with rates {config.rates!r}: learners of different rates have no update in common; leave one of "
+            "them out"
+        )
     if config.split and len(config.text) > 1:
         raise ConfigError(f"split: cuts one text into streams, but {len(config.text)} texts are given")
     if config.split and config.streams < 2:

@@ -65,6 +65,8 @@ def _check(config: EvalConfig, world: int) -> tuple[list[Source], list[dict]]:
     guarded.refuse(config, f"{of}: their scores of the prior and of each rate are not merged")
     if config.adapt != "none" and config.learn_from is not None:
         raise ConfigError(f"learn_from {config.learn_from!r} {of}: what share was learned from is not merged; leave it out")
+    if config.adapt != "none" and config.keep_prior is not None:
+        raise ConfigError(f"keep_prior {config.keep_prior!r} {of}: divergences from the prior are not merged; leave it out")
     if config.adapt != "none" and config.reset != "document":
         raise ConfigError(
             f"reset {config.reset!r} {of}: a document would learn from those before it in its process; give "

@@ -29,7 +29,7 @@ from dynadapt.runs.rundir import SCORE, RunDirectory, RunError, read_json
 from dynadapt.runs.stopping import Interrupted, StopRun, interruptible
 from dynadapt.runs.text import Document, Source, TextError, expand, inputs, split, streaming_tokenizer
 
-from . import guarded
+from . import guarded, kept_prior
 from .adapter_words import PATTERNS, pattern_of, targets_of
 from .config import ConfigError, EvalConfig
 from .defaults import begin_of, settle, settle_bos, settled, windows_begin
@@ -73,6 +73,7 @@ def run(
     Raises TextError, ConfigError, RunError, Interrupted.
     """
     sources, facts = _sources(config)
+    kept = kept_prior.check(config, facts)
     loaded = cache(lambda: _load(config.model) if model is None else model)
     unwritten = isinstance(out, Unwritten)
     config = settled(config, None if unwritten else out, options.resume, loaded)
@@ -86,7 +87,7 @@ def run(
         model = _checked(config, loaded())
         tokenizer, begin = streaming_tokenizer(model.tokenizer), begin_of(model.tokenizer, config.bos)
         begun = {} if begin is None else {"the token that texts begin with": begin}
-        directory.expect({"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint(), **begun})
+        directory.expect({"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint(), **begun, **kept})
         engine = (make_engine or build_engine)(model, config)
         if config.reads_statistics:
             statistics, digest = _statistics_text(config, facts)
@@ -233,6 +234,7 @@ def build_engine(model, config: EvalConfig):
         learn_from=config.learn_from if adapt else None,
         hypergradient=config.hypergradient if config.adapt == "lora" else None,
         **({"slow": slow_of(config)} if config.levels else {}),
+        **kept_prior.engine_options(config, model),
     )
 
 
@@ -266,13 +268,15 @@ def _statistics(sources: list[Source], config: EvalConfig, tokenizer, begin: int
 
 @dataclass(frozen=True)
 class _Scored:
-    """A segment whose step was launched: its scores [S, T], what the step did, and the feed's state and share of the text behind it."""
+    """A segment whose step was launched: its scores [S, T], what the step did, the feed's state and share of the text behind it,
+    and where a prior is kept each stream's divergence from it."""
 
     segment: Segment
     nll: OnTheWay
     report: StepReport
     position: dict
     fraction: float | None
+    divergence: dict[int, float] | None = None
 
 
 class _Run:
@@ -363,7 +367,9 @@ class _Run:
         nll = self.engine.step(torch.from_numpy(segment.tokens), torch.from_numpy(segment.lengths))
         report = self.engine.last
         send(report)
-        return _Scored(segment, OnTheWay({"nll": nll.detach()}), report, self.feed.state(), self._fraction())
+        keeping = getattr(self.engine, "keeping", None)
+        kept = None if keeping is None else dict(keeping.divergence)
+        return _Scored(segment, OnTheWay({"nll": nll.detach()}), report, self.feed.state(), self._fraction(), kept)
 
     def _count_in(self, scored: _Scored, progress, stop) -> None:
         """Reads what a step scored, and writes it down."""
@@ -372,7 +378,7 @@ class _Run:
         if self.directory.scores:
             self.directory.append_scores(_score_rows(segment, nll))
         now = time.perf_counter()
-        line = self._count(segment, nll, scored.report, now - self.started)
+        line = self._count(segment, nll, scored.report, now - self.started, scored.divergence)
         self.directory.append(line)
         self.position = scored.position
         stop.tell(progress, {**line, "fraction": scored.fraction, "gain": self._gain()})
@@ -393,7 +399,7 @@ class _Run:
                     + (f". What was scored before is in {self.directory.path}" if self.directory.path else "")
                 )
 
-    def _count(self, segment: Segment, nll: np.ndarray, report: StepReport, seconds: float) -> dict:
+    def _count(self, segment: Segment, nll: np.ndarray, report: StepReport, seconds: float, divergence: dict | None) -> dict:
         """Adds one segment to the totals and returns its line of metrics."""
         arrive(report)
         totals = self.totals
@@ -442,6 +448,7 @@ class _Run:
             "reset": [bool(x) for x in report.was_reset],
             "grad_norm": [_finite(x) for x in report.grad_norm],
             **({"learned_tokens": report.learned_tokens} if chosen else {}),
+            **kept_prior.count(totals, divergence, report.updated),
             **guarded.count(totals["documents"], segment, nll, report),
         }
 
@@ -504,6 +511,7 @@ class _Run:
             "skipped_updates": totals["skipped_updates"],
             "resets": totals["resets"],
             **_learned_from(totals),
+            **kept_prior.summary(totals),
             **({"levels": self.config.levels, "slow_updates": engine.slow_level.learner.updates} if self.config.levels else {}),
             "segments": totals["segments"],
             "short_documents": self.feed.short,

@@ -27,7 +27,7 @@ def kind_of(config) -> str | None:
 
 
 def learns(config: Mapping) -> str:
-    """static, LoRA r16, 10% of rows or full; at how many rates, whether it is guarded, its levels, and from what part."""
+    """static, LoRA r16, 10% of rows or full; at how many rates, whether it is guarded, its levels, from what part, and whether the prior is kept."""
     adapt = config.get("adapt")
     rates = f" at {len(str(config['rates']).split(','))} rates" if config.get("rates") and adapt != "none" else ""
     guard = " with a guard" if config.get("guard") and adapt != "none" else ""
@@ -36,7 +36,8 @@ def learns(config: Mapping) -> str:
     )
     levels = f", levels {config['levels']}" if config.get("levels") else ""
     part = f" from {config['learn_from']}" if config.get("learn_from") and adapt != "none" else ""
-    return what + rates + guard + levels + part
+    kept = ", keeping the prior" if config.get("keep_prior") and adapt != "none" else ""
+    return what + rates + guard + levels + part + kept
 
 
 def remembers(config: Mapping) -> list[str]:

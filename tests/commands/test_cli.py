@@ -62,6 +62,7 @@ def test_help_names_every_option_and_default(capsys):
             "recompute",
             *ADDED,
             "learn_from",
+            "keep_prior",
             "hypergradient",
         ):
             continue

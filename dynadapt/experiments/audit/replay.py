@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dynadapt.experiments import dyneval, guarded
+from dynadapt.experiments import dyneval, guarded, kept_prior
 from dynadapt.experiments.compare.joined_scores import sources_of
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.defaults import begin_of
@@ -74,6 +74,7 @@ def open_run(path: str | Path, tokens: int) -> Replay:
     segments, whole = _segments(feed, tokens, None if run.summary is not None else len(run.metrics))
     if not segments:
         raise RunError(f"{run.path} has scored nothing that could be played again")
+    _expect(run, kept_prior.check(config, [source.check() for source in sources]))
     engine = dyneval.build_engine(model, config)
     if config.reads_statistics:
         statistics, digest = dyneval._statistics_text(config, [source.check() for source in sources])
