@@ -1,6 +1,10 @@
 """What an adapt step is predicted to take on a GPU, kernel by kernel, at every model and shape that the campaign measures.
 
     python benchmarks/gpu_predictions.py [--out benchmarks/results/gpu-predictions.json]
+    python benchmarks/gpu_predictions.py --mixtures [--out benchmarks/results/gpu-mixtures.json]
+
+The second says what one text in segments of 512 costs with K rates side by side, K streams of a step, and with a guard, a step without learning more:
+the mixture's own small launches are not in it.
 
 Nothing is measured: `dynadapt plan --gpu NAME --explain` prints one of these, and dynadapt/bench/plan/launches.py says how. The file is
 committed before any GPU has run a step; the campaign's summary puts its figures beside the measured ones.
@@ -25,6 +29,7 @@ from dynadapt.engine.memory import SegmentMemory  # noqa: E402
 from dynadapt.runs.rundir import write_json  # noqa: E402
 
 CARDS = ("h100", "h200")
+MIXED = ("smollm2-135m", "llama-3.2-1b")  # models of mixtures
 KEPT = 12  # kernels of each step, the longest
 
 
@@ -51,12 +56,32 @@ def prediction(model: str, streams: int, segment: int, card: str) -> dict:
     }
 
 
+def mixtures() -> list[dict]:
+    """Of one text, by card and model: the step at K rates, and the prior's forward, beside the step at one."""
+    from benchmarks.gpu.geometry import MODELS, RANK
+    from benchmarks.gpu.step_worker import ALPHA
+
+    rows, memory = [], SegmentMemory(512, 4)
+    for card in CARDS:
+        for model in MIXED:
+            time = lambda adapt, streams: step_time(card, datasheet(card), MODELS[model], adapt, Adam(), memory, streams, 512)  # noqa: E731
+            at = {str(k): time(LoRA(RANK, ALPHA), k).seconds for k in (1, 3, 4)}
+            rows.append({"card": card, "model": model, "segment": 512, "rates_seconds": at, "guard_seconds": time(None, 1).seconds})
+    return rows
+
+
 def main() -> int:
     from benchmarks.gpu.geometry import SHAPES, models
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu-predictions.json", help="(default: %(default)s)")
-    out, rows = parser.parse_args().out, []
+    parser.add_argument("--mixtures", action="store_true", help="predict K rates side by side and a guard instead")
+    parser.add_argument("--out", type=Path, help="(default: benchmarks/results/gpu-predictions.json, gpu-mixtures.json with --mixtures)")
+    given, rows = parser.parse_args(), []
+    out = given.out or ROOT / f"benchmarks/results/gpu-{'mixtures' if given.mixtures else 'predictions'}.json"
+    said = {"what": "predicted, not measured", "assumed": ASSUMED, "command": "python benchmarks/gpu_predictions.py"}
+    if given.mixtures:
+        write_json(out, {**said, "command": f"{said['command']} --mixtures", "rows": mixtures()})
+        return 0
     for card in CARDS:
         for model in models(tiny=False):
             for streams, segment in SHAPES:
@@ -66,9 +91,7 @@ def main() -> int:
                 print(
                     f"{card}  {model:14} {streams:3} x {segment:<5} {1e3 * row['predicted_seconds']:9.2f} ms  {share:.0%} of the rate of products"
                 )
-    write_json(
-        out, {"what": "predicted, not measured", "assumed": ASSUMED, "command": "python benchmarks/gpu_predictions.py", "rows": rows}
-    )
+    write_json(out, {**said, "rows": rows})
     return 0
 
 

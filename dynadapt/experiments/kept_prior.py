@@ -104,7 +104,9 @@ def engine_options(config, model) -> dict:
     said = reference_of(config.keep_prior)
     ids = _tokens(_sources(config, said.file), model.tokenizer, said.first)
     if len(ids) <= said.tokens:
-        raise ConfigError(f"keep_prior {said.file!r} has {len(ids):,} tokens: give a text of more than tokens={said.tokens}, or fewer tokens")
+        raise ConfigError(
+            f"keep_prior {said.file!r} has {len(ids):,} tokens: give a text of more than tokens={said.tokens}, or fewer tokens"
+        )
     return {"keep": KeepPrior(ids, weight=said.weight, tokens=said.tokens), "static": False}  # recorded steps can't keep
 
 

@@ -10,6 +10,8 @@ from tiny import english, two_texts_config, two_texts_root
 import dynadapt
 from dynadapt import KeepPrior
 from dynadapt.commands.settings import unmixed
+from dynadapt.experiments.audit import audit_run
+from dynadapt.experiments.audit.report import PASSED
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.distributed_eval import _check
 from dynadapt.experiments.dyneval import Interrupted, RunOptions, build_engine, run
@@ -56,7 +58,9 @@ def test_a_run_scores_as_the_engine_does_and_says_how_far_it_went(root, tmp_path
     encode = lambda name: torch.tensor(model.tokenizer.encode((root / name).read_text()))  # noqa: E731
     keep = KeepPrior(encode("other, too.txt")[:4096], weight=0.5, tokens=6)
     plain = build_engine(model, config(root, every=2))
-    engine = dynadapt.Engine(model, keep=keep, adapt=plain.adapt, optimizer=plain.optimizer, memory=plain.memory, segment=8, every=2, dtype="fp32")
+    engine = dynadapt.Engine(
+        model, keep=keep, adapt=plain.adapt, optimizer=plain.optimizer, memory=plain.memory, segment=8, every=2, dtype="fp32"
+    )
     scores, divergences = [], []
     for name in ("a.txt", "b.txt"):
         engine.enter(0)
@@ -93,6 +97,14 @@ def test_stopped_and_gone_on_with(root, tmp_path):
     again = run(settings, tmp_path / "stopped", RunOptions(resume=True, scores=True, checkpoint=4))
     a, b = (np.load(tmp_path / name / "scores.npy") for name in ("whole", "stopped"))
     assert np.array_equal(a, b) and whole["divergence"] == again["divergence"]
+
+
+@pytest.mark.parametrize("guard", [None, "exact"])
+def test_a_run_is_audited(root, tmp_path, guard):
+    run(config(root, keep_prior=kept(root), guard=guard), tmp_path / "run", RunOptions(scores=True))
+    found = {check.name: check.verdict for check in audit_run(tmp_path / "run", positions=6).checks}
+    for name in ("record", "scored once", "repeatable", "later tokens", "own token", "distribution"):
+        assert found[name] == PASSED, name
 
 
 def test_a_text_that_changed_is_not_gone_on_with(root, tmp_path):

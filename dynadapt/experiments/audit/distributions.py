@@ -92,11 +92,14 @@ def _mix(question: Question, own: list[Question], weights: np.ndarray) -> None:
 
 
 def _asked(engine, decoder, question: Question):
-    """A decoder's score, which answers first."""
-    score = decoder.score
+    """A decoder's score, which answers first: of the row's own pass alone, behind which one over a text that is kept may come."""
+    score, answered = decoder.score, False
 
     def asked(hidden, rows, targets, weights, *more):
-        _answer(engine, decoder, score, question, hidden, rows, targets)
+        nonlocal answered
+        if not answered:
+            _answer(engine, decoder, score, question, hidden, rows, targets)
+            answered = True
         return score(hidden, rows, targets, weights, *more)
 
     return asked
