@@ -4,9 +4,9 @@
     python benchmarks/check_prose.py --list      # where each figure was found
 
 A figure is a number with a decimal point, or a whole one in ms, MB, GB or GFLOP, outside tables, code and what a program made of a results file. Its
-files are those that its paragraph or list item names, else those of its section, else those of its page. `without_file.txt` has the figures that are
-in none, page by page and with a reason (of others' papers, of a closed form, a setting, made of two that are in a file, or measured by hand): a new
-one is not in it and fails, and so does a line of it whose figure has gone or is in a file by now.
+files are those that its paragraph or list item names, else those of its page, and with them those of the pages that it links. `without_file.txt` has the
+figures that are in none, page by page and with a reason (a closed form, a setting, made of two that are in a file, measured by hand): a new one is not
+in it and fails, and so does a line of it whose figure has gone or is in a file by now.
 
 Tables are check_documents.py's; here those are found that have figures and name no file, and do not say so.
 
@@ -16,7 +16,6 @@ What this can't see: a figure of two digits is found by chance in a file of thou
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ NAMES = re.compile(  # what has a point in it and is no figure
     r"`[^`]*`|\]\([^)]*\)|https?://\S+|arXiv \d{4}\.\d+|\b(?:Python|Triton|[Tt]orch|Zen|CUDA|version|of|with|from|in) \d\.\d+(?= (?:or later|and|it)|,)"
     r"|\b(?:Python|Triton|Torch|torch|CUDA|Llama|Llama-|Qwen|Qwen-|GPT-|Phi-)\s?\d\.\d+"
 )
+LINK = re.compile(r"\]\(([\w/-]+\.md)")
 ITEM = re.compile(r"\s*(?:[-*]|\d+\.) ")
 LISTED = "benchmarks/without_file.txt"
 
@@ -49,31 +49,32 @@ class Figure:
 
 def figures(page: str, text: str) -> Iterator[Figure]:
     """The figures of a page's sentences, with the results files that they may be in."""
-    blocks = list(_blocks(text))
-    of_section: dict[int, tuple[str, ...]] = {}
-    for section, _, block in blocks:
-        of_section[section] = of_section.get(section, ()) + _files(block)
-    of_page = tuple(dict.fromkeys(file for files in of_section.values() for file in files))
-    for section, line, block in blocks:
+    of_page = _files(_read(text))
+    for line, block in _blocks(text):
+        files = (_files(block) or of_page) + tuple(file for linked in _linked(page, block) for file in _files(linked))
         plain = NAMES.sub("", block)
         for found in documents.NUMBER.finditer(plain):
             if "." in found[2] or WHOLE.match(plain, found.end()):
                 scale = documents.UNITS.get((found[3] or "").strip(), 1.0)
                 digits = found[2].replace(",", "")
                 number = documents.Number(found[1] + found[2], float(found[1] + digits), len(digits.partition(".")[2]), bool(found[1]), scale)
-                yield Figure(page, line, number, _files(block) or of_section[section] or of_page)
+                yield Figure(page, line, number, tuple(dict.fromkeys(files)))
 
 
-def _blocks(text: str) -> Iterator[tuple[int, int, str]]:
-    """(section, first line, text in one line) of paragraphs and list items."""
-    section, block, first = 0, [], 0
+def _linked(page: str, block: str) -> list[str]:
+    """The texts of the pages that a paragraph links."""
+    paths = {((ROOT / page).parent / link).resolve() for link in LINK.findall(block)}
+    return [_read(path.read_text("utf-8")) for path in sorted(paths) if path.exists()]
+
+
+def _blocks(text: str) -> Iterator[tuple[int, str]]:
+    """(first line, text in one line) of paragraphs and list items."""
+    block, first = [], 0
     for at, line in enumerate([*_read(text).split("\n"), ""], 1):
         ends = not line.strip() or line.startswith(("#", "|"))
         if (ends or ITEM.match(line)) and block:
-            yield section, first, " ".join(block)
+            yield first, " ".join(block)
             block = []
-        if line.startswith("#"):
-            section = at
         if not ends:
             first = first if block else at
             block.append(line.strip())
@@ -86,10 +87,7 @@ def _read(text: str) -> str:
 
 @cache
 def _numbers(file: str) -> tuple[float, ...]:
-    content = json.loads((documents.ROOT / "benchmarks" / "results" / file).read_text("utf-8"))
-    if isinstance(content, dict):
-        content.pop("environment", None)
-    return tuple(documents.leaves(content))
+    return tuple(documents.leaves(documents.without_environment(documents.results_of(file))))
 
 
 def _files(block: str) -> tuple[str, ...]:
@@ -97,7 +95,7 @@ def _files(block: str) -> tuple[str, ...]:
     results = ROOT / "benchmarks" / "results"
     found = []
     for name in FILE.findall(block):
-        found += sorted(results.glob(name)) or sorted(results.glob(f"cpu/{name}"))
+        found += sorted(results.glob(name)) + sorted(results.glob(f"cpu/{name}"))
     return tuple(dict.fromkeys(path.relative_to(results).as_posix() for path in found))
 
 
@@ -125,9 +123,9 @@ def unmarked(page: str, text: str) -> list[str]:
         if end > at:
             cells = [cell for line in lines[at + 2 : end] for cell in NAMES.sub("", line).strip("|").split("|")[1:]]
             count = sum("." in number.text for cell in cells for number in documents.numbers(cell, ""))
-            marked = documents.WITHOUT in documents._paragraph(lines, at - 1, -1)
-            if count and not marked and not documents._file(lines, at, end):
-                said.append(f"{page}:{at + 1}: a table with {count} figures names no results file and has no {documents.WITHOUT} above it")
+            marked = documents.WITHOUT.search(documents.paragraph(lines, at - 1, -1))
+            if count and not marked and not documents.file_of(lines, at, end):
+                said.append(f"{page}:{at + 1}: a table with {count} figures names no results file and has no <!-- no results file: REASON --> above it")
         at = max(at + 1, end)
     return said
 
