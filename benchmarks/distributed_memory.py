@@ -25,7 +25,7 @@ def peak(folder: Path, text: Path, processes: int, options: tuple[str, ...], arg
     """Bytes, of one run."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else [sys.executable]
     command += ["-m", "dynadapt", "reweight", "train", "--model", arguments.model, "--domains", f"documents={text}", "--adapt", "full", "--targets"]
-    command += ["all", "--optimizer", "adam", "--dtype", "bf16", "--rows", "4", "--segment", "64", "--steps", "2", "--evaluate", "2"]
+    command += ["model", "--optimizer", "adam", "--dtype", "bf16", "--rows", "4", "--segment", "64", "--steps", "2", "--evaluate", "2"]
     command += ["--heldout-rows", "4", "--policy", "repeat", "--out", str(folder), *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads((folder / "summary.json").read_text())["peak_memory_bytes"]
