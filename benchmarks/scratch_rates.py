@@ -67,7 +67,12 @@ def main() -> int:
         config = config_of(rate, domains, model, given.steps)
         with going_on(given.out):
             summary = run(config, given.out / f"rate-{rate:g}", ReweightOptions(resume=True, checkpoint=100))
-        rows.append({"rate": rate, "mean": summary["mean"], "heldout": summary["heldout"], "tokens": summary["tokens"]})
+        largest = {
+            what: max(row[what] for row in spreads(given.out / f"rate-{rate:g}").values()) for what in ("loss", "fall_of_last_tenth", "fall")
+        }
+        rows.append(
+            {"rate": rate, "mean": summary["mean"], "heldout": summary["heldout"], "tokens": summary["tokens"], "largest_spreads": largest}
+        )
         print(f"{rate:g}: {summary['mean']:.4f}", flush=True)
     best = min(rows, key=lambda row: row["mean"])["rate"]
     settings = {"steps": given.steps, "rows": 8, "segment": 128, "scratch": "4x128", "seed": 0, "vocabulary": VOCABULARY, "share": SHARE}
