@@ -114,7 +114,11 @@ def results_of(file: str):
 def without_environment(content):
     if isinstance(content, list):
         return [without_environment(each) for each in content]
-    return {key: without_environment(value) for key, value in content.items() if key != "environment"} if isinstance(content, dict) else content
+    return (
+        {key: without_environment(value) for key, value in content.items() if key != "environment"}
+        if isinstance(content, dict)
+        else content
+    )
 
 
 def numbers(cell: str, head: str) -> list[Number]:

@@ -57,7 +57,9 @@ def figures(page: str, text: str) -> Iterator[Figure]:
             if "." in found[2] or WHOLE.match(plain, found.end()):
                 scale = documents.UNITS.get((found[3] or "").strip(), 1.0)
                 digits = found[2].replace(",", "")
-                number = documents.Number(found[1] + found[2], float(found[1] + digits), len(digits.partition(".")[2]), bool(found[1]), scale)
+                number = documents.Number(
+                    found[1] + found[2], float(found[1] + digits), len(digits.partition(".")[2]), bool(found[1]), scale
+                )
                 yield Figure(page, line, number, tuple(dict.fromkeys(files)))
 
 
@@ -125,7 +127,9 @@ def unmarked(page: str, text: str) -> list[str]:
             count = sum("." in number.text for cell in cells for number in documents.numbers(cell, ""))
             marked = documents.WITHOUT.search(documents.paragraph(lines, at - 1, -1))
             if count and not marked and not documents.file_of(lines, at, end):
-                said.append(f"{page}:{at + 1}: a table with {count} figures names no results file and has no <!-- no results file: REASON --> above it")
+                said.append(
+                    f"{page}:{at + 1}: a table with {count} figures names no results file and has no <!-- no results file: REASON --> above it"
+                )
         at = max(at + 1, end)
     return said
 

@@ -23,8 +23,24 @@ CASES = {"alone": (1, ()), "two processes": (2, ()), "two processes, --shard": (
 
 def peak(folder: Path, text: Path, processes: int, options: tuple[str, ...], arguments) -> int:
     """Bytes, of one run."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else [sys.executable]
-    command += ["-m", "dynadapt", "reweight", "train", "--model", arguments.model, "--domains", f"documents={text}", "--adapt", "full", "--targets"]
+    command = (
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        if processes > 1
+        else [sys.executable]
+    )
+    command += [
+        "-m",
+        "dynadapt",
+        "reweight",
+        "train",
+        "--model",
+        arguments.model,
+        "--domains",
+        f"documents={text}",
+        "--adapt",
+        "full",
+        "--targets",
+    ]
     command += ["model", "--optimizer", "adam", "--dtype", "bf16", "--rows", "4", "--segment", "64", "--steps", "2", "--evaluate", "2"]
     command += ["--heldout-rows", "4", "--policy", "repeat", "--out", str(folder), *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -44,7 +60,9 @@ def main() -> None:
             rows.append({"case": name, "peak_bytes": peak(Path(work) / name.replace(" ", "-"), text, processes, options, given)})
             print(f"{name}: {rows[-1]['peak_bytes'] / 1e9:.1f} GB", flush=True)
     step = {"adapt": "full", "dtype": "bf16", "rows": 4, "segment": 64, "steps": 2}
-    given.out.write_text(json.dumps({"environment": environment(), "model": given.model, "step": step, "rows": rows}, indent=2) + "\n", "utf-8")
+    given.out.write_text(
+        json.dumps({"environment": environment(), "model": given.model, "step": step, "rows": rows}, indent=2) + "\n", "utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def main() -> int:
         with going_on(given.out):
             summary = run(config, given.out / f"rate-{rate:g}", ReweightOptions(resume=True, checkpoint=100))
         largest = {
-            what: max(row[what] for row in spreads(given.out / f"rate-{rate:g}").values()) for what in ("loss", "fall_of_last_tenth", "fall")
+            what: max(row[what] for row in spreads(given.out / f"rate-{rate:g}").values())
+            for what in ("loss", "fall_of_last_tenth", "fall")
         }
         rows.append(
             {"rate": rate, "mean": summary["mean"], "heldout": summary["heldout"], "tokens": summary["tokens"], "largest_spreads": largest}
