@@ -6,8 +6,8 @@
 A table's file is the results file that the paragraph before it names last, or else the one behind it. Every number of a row has to be in one and
 the same part of that file (one run, one provider, one domain), rounded to the digits that stand in the table, in the unit that its cell or
 the head of its column has. Pages that a program makes from a file are held to what it makes of it; DERIVED has the few numbers that are made of
-others. A table below `<!-- no results file -->` says itself that it has none. Not read are the tables between
-`<!-- cpu_tables.py: ... -->` or `<!-- adaptation.py: ... -->` marks, which these scripts' `--check` holds to theirs, and files under results/cpu.
+others. A table below `<!-- no results file: REASON -->` says itself that it has none; check_prose.py finds those that say nothing. Not read are the tables
+between `<!-- cpu_tables.py: ... -->` or `<!-- adaptation.py: ... -->` marks, which these scripts' `--check` holds to theirs.
 The part between the marks of icl_page.py has to be what that makes.
 
 A number may be right by chance where a file has many: tests/project/test_check_documents.py changes each number and says how often that is seen.
@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMED = re.compile(r"`benchmarks/results/([\w-]+\.json)")
+NAMED = re.compile(r"`benchmarks/results/((?:cpu/)?[\w.*-]+\.json)")
 MADE = re.compile(r"<!-- (?:(?:cpu_tables|adaptation)\.py: [\w ]+|icl_page\.py) -->\n.*?<!-- end -->", re.S)
-WITHOUT = "<!-- no results file -->"
+WITHOUT = re.compile(r"<!-- no results file: .+ -->")  # and why there is none
 COUNTED = 25  # whole numbers below it are counts in words
 SERIES = 50  # a longer list of numbers holds what was timed, one by one, and no result
 CODE = re.compile(r"^```.*?^```$", re.S | re.M)
@@ -63,8 +63,9 @@ class Number:
     scale: float
 
     def is_of(self, leaf: float) -> bool:
-        found = leaf * self.scale if self.signed else abs(leaf) * self.scale
-        return abs(found - self.value) <= 0.5 * 10.0**-self.decimals * (1 + 1e-6)
+        found = leaf if self.signed else abs(leaf)
+        scales = (self.scale, 1.0) if self.scale < 1 else (self.scale,)  # a file may count in GB or TFLOP itself
+        return any(abs(found * scale - self.value) <= 0.5 * 10.0**-self.decimals * (1 + 1e-6) for scale in scales)
 
 
 def tables(page: str, text: str) -> Iterator[Table]:
@@ -78,22 +79,22 @@ def tables(page: str, text: str) -> Iterator[Table]:
         while end < len(lines) and lines[end].startswith("|"):
             end += 1
         if end > number:
-            if file := _file(lines, number, end):
+            if file := file_of(lines, number, end):
                 rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines[number:end]]
                 yield Table(page, number + 1, file, rows[0], tuple(rows[2:]))
             number = end
         number += 1
 
 
-def _file(lines: list[str], first: int, end: int) -> str | None:
+def file_of(lines: list[str], first: int, end: int) -> str | None:
     """The results file that the paragraph before a table names last, or the one behind it first."""
-    before, behind = _paragraph(lines, first - 1, -1), _paragraph(lines, end, 1)
-    if WITHOUT in before:
+    before, behind = paragraph(lines, first - 1, -1), paragraph(lines, end, 1)
+    if WITHOUT.search(before):
         return None
     return next(iter([*NAMED.findall(before)[::-1], *NAMED.findall(behind)]), None)
 
 
-def _paragraph(lines: list[str], at: int, step: int) -> str:
+def paragraph(lines: list[str], at: int, step: int) -> str:
     while 0 <= at < len(lines) and not lines[at].strip():
         at += step
     found = []
@@ -101,6 +102,23 @@ def _paragraph(lines: list[str], at: int, step: int) -> str:
         found.append(lines[at])
         at += step
     return "\n".join(found[::step])
+
+
+def results_of(file: str):
+    """The content of a results file; of a name with a star that of all files it stands for."""
+    folder = ROOT / "benchmarks" / "results"
+    found = {path.name: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(file))}
+    return found if "*" in file else found[Path(file).name]
+
+
+def without_environment(content):
+    if isinstance(content, list):
+        return [without_environment(each) for each in content]
+    return (
+        {key: without_environment(value) for key, value in content.items() if key != "environment"}
+        if isinstance(content, dict)
+        else content
+    )
 
 
 def numbers(cell: str, head: str) -> list[Number]:
@@ -148,7 +166,7 @@ def missing(row: list[Number], there: list[list[float]]) -> list[Number]:
 
 def wrong(table: Table, content) -> list[str]:
     """What a table has that its file does not."""
-    there = sorted(parts({key: value for key, value in content.items() if key != "environment"}), key=len)
+    there = sorted(parts(without_environment(content)), key=len)
     said = []
     for at, row in enumerate(table.rows):
         found = [number for cell, head in zip(row[1:], table.head[1:]) for number in numbers(cell, head)]
@@ -192,7 +210,7 @@ def check() -> list[str]:
             if line not in lines
         ]
         for table in [] if page in made else tables(page, text):
-            said += wrong(table, json.loads((ROOT / "benchmarks" / "results" / table.file).read_text("utf-8")))
+            said += wrong(table, results_of(table.file))
     return said
 
 

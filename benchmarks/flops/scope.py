@@ -30,7 +30,7 @@ VERDICTS = {  # narrower than the rule's word, where the scope has to be in it
     "7": "confirmed that each adds; together 81% to 87% of the sum",
 }
 LEAD = """\
-**What stands out at this scale.** Learning gains on every text and in every form, most where text repeats itself (claim 1, 7). But a longer
+**What stands out at this scale** (`benchmarks/results/flops-vs-loss.json`). Learning gains on every text and in every form, most where text repeats itself (claim 1, 7). But a longer
 context gains more, and far more cheaply: with a memory of 1,536 tokens the static model is ahead of LoRA without memory on every text, and of LoRA
 with a memory of 512 on all but the novels; LoRA with the same memory is ahead of it on all four (claims 3b, 5; 0.89 GFLOP per token against
 0.38). Memory takes 1.7 to 3 times fewer FLOPs than overlapping windows of the same reach and scores within 0.02 nats of them (claim 2). LoRA of rank 16 scores no worse than full adaptation, each at its default rate

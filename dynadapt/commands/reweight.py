@@ -89,6 +89,7 @@ def _train(arguments) -> int:
     from dynadapt.experiments.dyneval import Interrupted
     from dynadapt.experiments.reweight import ReweightOptions, draw
     from dynadapt.experiments.reweight import run as train
+    from dynadapt.experiments.reweight.heldout_power import of_run, told
     from dynadapt.experiments.reweight.progress import progress_for
 
     options = ReweightOptions(arguments.resume, arguments.checkpoint, change, arguments.shard, arguments.logs)
@@ -107,6 +108,8 @@ def _train(arguments) -> int:
     if finished:
         print(f"{arguments.out}: this run is finished")
     _print_summary(summary)
+    if small := told(of_run(arguments.out)):
+        print(small)
     print(f"written to {arguments.out}; picture: {draw(arguments.out)}")
     return 0
 

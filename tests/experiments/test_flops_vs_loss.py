@@ -144,3 +144,16 @@ def test_whole_grid_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*arguments[:-4], "--texts", "three"])
     with pytest.raises(SystemExit, match="three"):
         flops_vs_loss.main()
+
+
+def test_claim_6a_says_its_power_and_both_axes_in_bits():
+    from benchmarks.flops.report import _shift
+    from benchmarks.shift import power
+
+    rows = [
+        {"text": str(i), "bits_per_byte": 1.0 + i, "mean": 0.1 * (9 - i), "low": 0.0, "high": 1.0, "share": 0.01 * (i + 1)}
+        for i in range(9)
+    ]
+    (said,) = [line for line in _shift({"rows": rows, "rho": -1.0, "p": 0.001}) if line.startswith("Spearman")]
+    assert "9 domains; with bits per byte on both axes +1.00, p = 0.000" in said and said.endswith("%.")
+    assert power([9], 0.0) < 0.1 < power([9], 0.8) < power([48], 0.8)  # at no correlation about the level

@@ -1,6 +1,5 @@
-"""The numbers in the documents' tables are those of the results files, and a number that is not would be seen."""
+"""The numbers in the documents' tables and sentences are those of the results files, and a number that is not would be seen."""
 
-import json
 import sys
 from dataclasses import replace
 
@@ -9,7 +8,8 @@ from document_blocks import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.check_documents import Table, check, made_pages, numbers, tables, wrong
+from benchmarks import check_prose
+from benchmarks.check_documents import Table, check, made_pages, numbers, results_of, tables, wrong
 
 RESULTS = {
     "runs": [{"name": "one", "nll": 2.6528, "flops": 304349184.0}, {"name": "two", "nll": 2.4004, "flops": 610e6}],
@@ -66,7 +66,8 @@ def test_which_tables_are_read():
         "# T\n\nFrom `benchmarks/results/a.json`:\n\n| x | y |\n|---|---|\n| r | 1.5 |\n\nand more\n\n| x | y |\n|---|---|\n| r | 2.5 |\n\n"
     )
     assert [(each.file, each.line, each.rows) for each in tables("p", text)] == [("a.json", 5, (("r", "1.5"),))]
-    assert list(tables("p", text.replace("From", "<!-- no results file -->\nFrom"))) == []
+    assert list(tables("p", text.replace("From", "<!-- no results file: a formula -->\nFrom"))) == []
+    assert len(list(tables("p", text.replace("From", "<!-- no results file: -->\nFrom")))) == 1  # a mark gives its reason
     marked = "`benchmarks/results/a.json`\n\n<!-- cpu_tables.py: x -->\n| x | y |\n|---|---|\n| r | 1.5 |\n<!-- end -->\n"
     assert list(tables("p", marked)) == []
 
@@ -83,7 +84,7 @@ def test_a_changed_number_is_seen(page):
     for each in tables(page, (ROOT / page).read_text("utf-8")):
         if each.file == "flops-vs-loss.json":
             continue
-        content = json.loads((ROOT / "benchmarks" / "results" / each.file).read_text("utf-8"))
+        content = results_of(each.file)
         for at, row in enumerate(each.rows):
             for column in range(1, len(row)):
                 for number in numbers(row[column], each.head[column]):
@@ -93,3 +94,48 @@ def test_a_changed_number_is_seen(page):
                     seen += bool(wrong(changed, content))
                     count += 1
     assert count >= 8 and seen >= 0.9 * count, (seen, count)
+
+
+def test_every_figure_in_sentences_is_in_a_file_or_has_a_reason():
+    assert check_prose.check() == []
+
+
+PROSE = "# T\n\nThe loss is 2.653 nats (`benchmarks/results/demo.json`),\nin `0.1` of Python 3.10 (arXiv 2403.01518).\n\n- With 12 rows.\n"
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (PROSE, []),
+        (PROSE.replace("2.653", "2.6537"), ["docs/x.md:3: 2.6537 is not in demo.json"]),
+        (PROSE + "- It is 7.77 times as fast.\n", ["docs/x.md:7: 7.77 is not in demo.json"]),
+        (PROSE + "\nIt takes 98765 ms and 4321 rows.\n", ["docs/x.md:8: 98765 is not in demo.json"]),
+        ("It is 2.653.\n", ["docs/x.md:1: 2.653 is and its page names no results file"]),
+        ("It is as in [results](results.md): 2.653.\n", []),
+        ("```\nIt is 7.77.\n```\n\n| a | b |\n|---|---|\n| c | d |\n", []),
+        ("| a | b |\n|---|---|\n| c | 1.5 |\n", ["docs/x.md:1: a table with 1 figures names no results file"]),
+        ("<!-- no results file: a formula -->\n\n| a | b |\n|---|---|\n| c | 1.5 |\n", []),
+    ],
+)
+def test_which_figures_are_found(text, says):
+    said = check_prose.judge({"docs/x.md": text}, {})
+    assert len(said) == len(says) and all(one.startswith(begin) for one, begin in zip(said, says)), said
+
+
+def test_a_listed_figure_passes_and_a_line_without_its_figure_is_said():
+    without = check_prose.listed("# why\ndocs/x.md | 7.77 8.88 | by hand\n")
+    assert without == {("docs/x.md", "7.77"): "by hand", ("docs/x.md", "8.88"): "by hand"}
+    (said,) = check_prose.judge({"docs/x.md": "It is 7.77.\n"}, without)
+    assert said.startswith("benchmarks/without_file.txt: docs/x.md: 8.88 is not in that page")
+
+
+def test_a_changed_figure_is_seen_where_it_has_digits():
+    """Every figure of four digits or more in sentences, moved by one in its last digit: how often that is seen. Shorter ones may be right by chance."""
+    seen = count = 0
+    for page in ("docs/defaults.md", "docs/results.md", "docs/gpu.md", "docs/int8.md"):
+        for figure in check_prose.figures(page, (ROOT / page).read_text("utf-8")):
+            if len(figure.number.text.replace(".", "").lstrip("+-0")) >= 4 and check_prose.held(figure):
+                moved = replace(figure.number, value=figure.number.value + 10.0**-figure.number.decimals)
+                seen += check_prose.held(replace(figure, number=moved)) is None
+                count += 1
+    assert count >= 10 and seen >= 0.8 * count, (seen, count)

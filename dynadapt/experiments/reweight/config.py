@@ -170,7 +170,7 @@ class ReweightConfig:
     steps: int = setting(100, "steps to train", least=1)
     evaluate: int = setting(20, "score the held-out rows every N steps", least=1)
     heldout: float = setting(0.1, "share of the documents held out, for domains without a held-out file", above=0, most=0.5, what="a share")
-    heldout_rows: int = setting(16, "most held-out rows scored of each domain", least=1)
+    heldout_rows: int = setting(32, "most held-out rows scored of each domain (docs/reweight.md: how many are enough)", least=1)
     dtype: str = like(
         EvalConfig,
         "dtype",

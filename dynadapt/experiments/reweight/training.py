@@ -43,6 +43,7 @@ from . import setup
 from .config import ReweightConfig
 from .control import check_control, check_inputs
 from .domains import read_domains
+from .heldout_power import check_rows
 from .sampler import Sampler, heldout_order
 
 
@@ -81,6 +82,7 @@ def run(
             _check_change(options, directory)
             if directory.finished:
                 return directory.finished
+            processes.from_first(lambda: check_rows(config))
             engine, domains = processes.together(lambda: _prepare(config, processes))
             training = _Training(config, options, directory, engine, domains, processes)
             processes.from_first(lambda: directory.begin(domains=paths))
