@@ -61,14 +61,14 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
 
 def _of_several(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -> None:
     """Two by two where they fit (lora_gradient_pair.py), else one by one."""
-    linears = list(zip(dy, x, u, dU, part_sizes, scale, dA, dBt, strict=True))
-    if len(linears) == 2 and not any(isinstance(own, SlotAdapters) or len(sizes) > MAX_PARTS for *_, sizes, own, _, _ in linears):
-        plans = tuple(checked_plan("lora_gradient", *own[:6], slots, *own[6:]) for own in linears)
-        if lora_gradient_pair.fits(*plans):
-            given = tuple(family(p, *own[:4], own[5], slots) for p, own in zip(plans, linears))
-            return lora_gradient_pair.launch_pair(plans, given, dA, dBt, accumulate)
-    for own in linears:
-        lora_gradient(*own[:6], slots, *own[6:], accumulate)
+    calls = [(*acts, sizes, own, slots, a, bt) for *acts, sizes, own, a, bt in zip(dy, x, u, dU, part_sizes, scale, dA, dBt, strict=True)]
+    if len(calls) == 2 and not any(isinstance(own, SlotAdapters) for own in scale) and max(map(len, part_sizes)) <= MAX_PARTS:
+        p, q = (checked_plan("lora_gradient", *call) for call in calls)
+        if lora_gradient_pair.fits(p, q):
+            first, second = (family(own, *call[:4], *call[5:7]) for own, call in zip((p, q), calls))
+            return lora_gradient_pair.launch_pair((p, q), (first, second), dA, dBt, accumulate)
+    for call in calls:
+        lora_gradient(*call, accumulate)
     return None
 
 

@@ -27,8 +27,8 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
     same as one call for each (not of the native op, which takes one).
     """
     if isinstance(dy, (list, tuple)):
-        for *own, a, bt in zip(dy, x, u, dU, part_sizes, scale, dA, dBt, strict=True):
-            lora_gradient(*own, slots, a, bt, accumulate)
+        for call in zip(dy, x, u, dU, part_sizes, scale, [slots] * len(dy), dA, dBt, [accumulate] * len(dy), strict=True):
+            lora_gradient(*call)
         return
     if isinstance(scale, SlotAdapters):
         for rows, slot in slot_by_slot(len(dy), slots):
