@@ -14,8 +14,6 @@ call.
 lora_gradient_update applies the gradient where it stands, in registers (epilogue.py): no gradient in memory, master and
 working copy are read and written once. Where the tokens are split, the launch that adds the chunks does it.
 
-Lists are of several linears: those of two go into one launch where that is small (lora_gradient_pair.py), with the same bits.
-
 Where parts have ranks and scales of their own (EQUAL is false), a tile of dBt looks up its part's; rows beyond its rank get the
 gradient zero. Where slots have their own, too, the gradient is that of slot_adapters.py.
 
@@ -26,7 +24,7 @@ from __future__ import annotations
 
 from dynadapt.ops.slot_adapters import SlotAdapters
 
-from . import lora_gradient_pair, slot_adapters
+from . import slot_adapters
 from .lora_gradient_plan import MAX_PARTS, SMS, by_threes, checked_plan, chunk_buffer, family
 from .lora_gradient_update import lora_gradient_update
 from .lora_gradient_walk import launch_gradient, launch_sums
@@ -36,13 +34,11 @@ __all__ = ["lora_gradient", "lora_gradient_update", "reason"]
 
 def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -> None:
     """dA = dU^T x [slots, P R, K]; dBt_p = scale u_p^T dy_p [slots, R, O]; only ``slots`` are touched. See
-    ``dynadapt.ops.lora_gradient`` for a ``scale`` of pairs, and for lists.
+    ``dynadapt.ops.lora_gradient`` for a ``scale`` of pairs.
 
     Raises:
         ValueError: a shape or stride that does not fit.
     """
-    if isinstance(dy, (list, tuple)):
-        return _of_several(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate)
     if isinstance(scale, SlotAdapters):
         return slot_adapters.gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate)
     if len(part_sizes) > MAX_PARTS:
@@ -59,18 +55,5 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
     return None
 
 
-def _of_several(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -> None:
-    """Two by two where they fit (lora_gradient_pair.py), else one by one."""
-    calls = [(*acts, sizes, own, slots, a, bt) for *acts, sizes, own, a, bt in zip(dy, x, u, dU, part_sizes, scale, dA, dBt, strict=True)]
-    if len(calls) == 2 and not any(isinstance(own, SlotAdapters) for own in scale) and max(map(len, part_sizes)) <= MAX_PARTS:
-        p, q = (checked_plan("lora_gradient", *call) for call in calls)
-        if lora_gradient_pair.fits(p, q):
-            first, second = (family(own, *call[:4], *call[5:7]) for own, call in zip((p, q), calls))
-            return lora_gradient_pair.launch_pair((p, q), (first, second), dA, dBt, accumulate)
-    for call in calls:
-        lora_gradient(*call, accumulate)
-    return None
-
-
 def reason(op: str) -> str:
-    return f"Triton, all streams and parts in one launch; two where tokens are split to fill {SMS} multiprocessors; small ones of two linears in one"
+    return f"Triton, all streams and parts in one launch; two where tokens are split to fill {SMS} multiprocessors"

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .tiles import locate, part_columns
-from .token_sums import put, tile_times_left
+from .token_sums import tile_times_left
 
 
 @triton.jit
@@ -63,44 +63,6 @@ def tile_of_b(
         gradient = scale_of(part, scales) * times
     c = c0 + tl.arange(0, BC)[:, None]
     return gradient, c, c < c_end, (r0, R, width)
-
-
-@triton.jit
-def gradient_tile(
-    pid,
-    inputs,
-    out,
-    tokens,
-    sizes,
-    width,
-    scales,
-    K: tl.constexpr,
-    R: tl.constexpr,
-    R0: tl.constexpr,
-    R1: tl.constexpr,
-    R2: tl.constexpr,
-    EQUAL: tl.constexpr,
-    W: tl.constexpr,
-    BRA: tl.constexpr,
-    BRB: tl.constexpr,
-    BC: tl.constexpr,
-    BT: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACCUMULATE: tl.constexpr,
-):
-    """Tile ``pid`` of one stream's dA, then of its dBt, to memory. inputs: dy, x, u and dU, each (tensor, stride between its tokens);
-    out: where the stream's dA and dBt begin."""
-    dy, x, u, dU = inputs
-    a, b = out
-    PROGRAMS_A: tl.constexpr = (W + BRA - 1) // BRA * ((K + BC - 1) // BC)
-    if pid < PROGRAMS_A:
-        value, columns, live, rows = tile_of_a(pid, x, dU, tokens, K, W, BRA, BC, BT, CHUNK)
-        put(a, columns, live, rows, value, ACCUMULATE)
-    else:  # other names: the two tiles may differ in shape
-        value_b, columns_b, live_b, rows_b = tile_of_b(
-            pid - PROGRAMS_A, dy, u, tokens, sizes, width, scales, R, R0, R1, R2, EQUAL, BRB, BC, BT, CHUNK
-        )
-        put(b, columns_b, live_b, rows_b, value_b, ACCUMULATE)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .common import Variant, launch, variant, wait_for_previous
 from .lora_gradient_plan import LENGTHS, SHAPES, SUM_BLOCK, TYPES, Plan, plan
-from .lora_gradient_tiles import gradient_tile, placed, scaled, sum_of_chunks
+from .lora_gradient_tiles import placed, scaled, sum_of_chunks, tile_of_a, tile_of_b
 from .token_sums import put
 
 
@@ -59,6 +59,7 @@ def dynadapt_lora_gradient(
     [chunks, S, W K + R O]."""
     wait_for_previous()
     pid, s, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    PROGRAMS_A: tl.constexpr = (W + BRA - 1) // BRA * ((K + BC - 1) // BC)
     first, last, scales, width = 0, chunks, (scale0, scale1, scale2), b_row
     if SPLIT:
         first, last, scales, width = split, split + 1, (1.0, 1.0, 1.0), O0 + O1 + O2
@@ -69,8 +70,14 @@ def dynadapt_lora_gradient(
         slot = tl.load(slots + s).to(tl.int64)
         a, b = dA + slot * dA_stride, dBt + slot * dBt_stride
     tokens = (s.to(tl.int64) * T, T, first, last)
-    inputs = ((dy, dy_stride), (x, x_stride), (u, u_stride), (dU, dU_stride))
-    gradient_tile(pid, inputs, (a, b), tokens, (O0, O1, O2), width, scales, K, R, R0, R1, R2, EQUAL, W, BRA, BRB, BC, BT, CHUNK, ACCUMULATE)
+    if pid < PROGRAMS_A:
+        value, columns, live, rows = tile_of_a(pid, (x, x_stride), (dU, dU_stride), tokens, K, W, BRA, BC, BT, CHUNK)
+        put(a, columns, live, rows, value, ACCUMULATE)
+    else:  # other names: the two tiles may differ in shape
+        value_b, columns_b, live_b, rows_b = tile_of_b(
+            pid - PROGRAMS_A, (dy, dy_stride), (u, u_stride), tokens, (O0, O1, O2), width, scales, R, R0, R1, R2, EQUAL, BRB, BC, BT, CHUNK
+        )
+        put(b, columns_b, live_b, rows_b, value_b, ACCUMULATE)
 
 
 @triton.jit(do_not_specialize=LENGTHS)

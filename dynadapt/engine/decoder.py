@@ -25,7 +25,6 @@ from .adapted_head import AdaptedHead
 from .attention_gate import AttentionGate
 from .delta_mixer import DeltaMixer
 from .dora import Dora
-from .gradient_pairs import GradientPairs
 from .handover import Handover
 from .memory import MemoryState
 from .op_set import OpSet
@@ -110,7 +109,7 @@ class Decoder:
         self.count: Any = None if weights.positions is None else torch.arange(len(weights.positions), device=workspace.device)
         self.stat_dtype = wide_dtype(ops.dtype)
         self.heads = config.heads, config.kv_heads, config.head_dim
-        self.dora, self.pairs = Dora(self), GradientPairs(ops, ledger)
+        self.dora = Dora(self)
         self.gate: Any = AttentionGate(config, ops, workspace) if config.attention_gate else None
         self.delta: Any = None if config.delta is None else DeltaMixer(config, ops, workspace)
         self.attention_layers = [i for i in config.attention_layers if i >= first]
@@ -500,13 +499,12 @@ class Decoder:
         layer each goes as far as what learns in it.
 
         A group's weight gradient needs its input. With ``recompute`` that was not kept: the op behind it writes it again
-        on its way back, so each gradient is taken after that op. Without, that of "down" waits for the one of "mlp_in" and that of "o" for
-        the one of "qkv": nothing writes over what they read before the norm in front of the pair, so those come before it.
+        on its way back, so each gradient is taken after that op.
         """
         kept, w, kind, g = self.kept[i], self.active, self.config.activation, learner.gradient_view
         parallel, given = self.config.parallel_residual, d
         back = lambda group, dy: self._input_gradient(batch, learner, lowest, i, group, dy)  # noqa: E731
-        learn = lambda group, dy, x, hold=False: self._weight_gradient(batch, learner, i, group, dy, x, accumulate, hold)  # noqa: E731
+        learn = lambda group, dy, x: self._weight_gradient(batch, learner, i, group, dy, x, accumulate)  # noqa: E731
         y, n1, n2 = kept["y"], kept["n1"], kept["n2"]
         again = lambda t: t if self.recompute else None  # noqa: E731
 
@@ -514,17 +512,14 @@ class Decoder:
         dh, dn2 = self._gradient_before_activation(batch, learner, lowest, i, ddown, kept["h"], again(y)), None
         if dh is None and self.recompute and (i, "down") in learner.sizes:
             self.ops.activation_forward(kept["h"], kind, y)
-        learn("down", ddown, y, hold=dh is not None)
+        learn("down", ddown, y)
         if dh is not None:
             dn2 = back("mlp_in", dh)
-            if not self.recompute:
-                learn("mlp_in", dh, n2)
             if dn2 is not None:
                 d = self._norm_backward(dn2, kept["res2"], w.mlp_norm[i], ("mlp", i), d, again(n2), g and g.mlp_norm[i])
             elif self.recompute and (i, "mlp_in") in learner.sizes:
                 self._norm_again(kept["res2"], w.mlp_norm[i], ("mlp", i), n2)
-            if self.recompute:
-                learn("mlp_in", dh, n2)
+            learn("mlp_in", dh, n2)
         if dn2 is None and not parallel:
             return None
 
@@ -532,7 +527,7 @@ class Decoder:
         dmixed, dgate = back("o", do), None
         if kept.get("both") is not None:
             dgate, dmixed = self._gate_backward(learner, i, kept, dmixed)
-        learn("o", do, kept["mixed"], hold=dmixed is not None and not self.config.is_delta(i))
+        learn("o", do, kept["mixed"])
         if dmixed is None:
             return None
         if self.config.is_delta(i):
@@ -545,14 +540,11 @@ class Decoder:
             dqkv = self.gate.join(dgate, dqkv)
 
         dn1 = back("qkv", dqkv)
-        if not self.recompute:
-            learn("qkv", dqkv, n1)
         if dn1 is not None:
             d = self._norm_backward(dn1, kept["res1"], w.attn_norm[i], ("attn", i), d, again(n1), g and g.attn_norm[i])
         elif self.recompute and (i, "qkv") in learner.sizes:
             self._norm_again(kept["res1"], w.attn_norm[i], ("attn", i), n1)
-        if self.recompute:
-            learn("qkv", dqkv, n1)
+        learn("qkv", dqkv, n1)
         return None if dn1 is None else d
 
     def _gate_backward(self, learner, i, kept, dmixed):
@@ -605,12 +597,12 @@ class Decoder:
         self.ops.activation_backward(dx, h, self.config.activation, dh, y)
         return dh
 
-    def _weight_gradient(self, batch, learner, i, group, dy, x, accumulate, hold=False):
-        """The gradient of what learns in one group; with ``hold`` an adapter's may wait for the next call, which is of the same layer."""
+    def _weight_gradient(self, batch, learner, i, group, dy, x, accumulate):
+        """The gradient of what learns in one group."""
         if learner.gradient_view is not None and (i, group) in learner.gradient_view.bias:
             self.ops.bias_gradient(dy, learner.gradient_view.bias[i, group])
         if (i, group) not in learner.sizes:
-            return self.pairs.flush()
+            return
         if _has_lengths(learner, i, group):
             self.dora.gradient(learner, i, group, self.active.bias.get((i, group)), dy, batch, accumulate)
             dy = self.dora.back(i, group, dy, batch)
@@ -618,12 +610,11 @@ class Decoder:
         n = dy.shape[0]
         u = None if A is None else self.ws((group, "u", i), n, width)
         dU = None if A is None else self.ws((group, "dU"), n, width)
-        self.pairs.hold = hold and self.ops.joins_gradients and not self.recompute and not _has_lengths(learner, i, group)
-        chosen = learner.gradient(self.pairs, i, group, dy, x, u, dU, batch.adapter_slots, accumulate)
+        chosen = learner.gradient(self.ops, i, group, dy, x, u, dU, batch.adapter_slots, accumulate)
         sizes = self.sizes[i, group]
         low = A is not None
         flops = _flops(lora_gradient.flops, learner, i, group, batch, n, sizes) if low else weight_gradient.flops(n, chosen, sizes[0])
-        self.pairs.count(flops)
+        self.ledger.add("backward", flops)
 
     def _attention_backward(self, batch, i, kept, dout, grads=None):
         c, (streams, segment) = self.config, batch.inputs.shape

@@ -24,11 +24,6 @@ class OpSet:
         """Whether the activation goes with the linears around it, as one op each way (ops/linear_activation.py)."""
         return self.backend == "triton"
 
-    @property
-    def joins_gradients(self) -> bool:
-        """Whether ``lora_gradient`` takes several linears at once (ops/lora_gradient.py)."""
-        return self.backend == "triton"
-
     def resolve(self, names: list[str]) -> None:
         """Finds the implementations of all ``names`` now.
 

@@ -21,15 +21,7 @@ from .update import apply_gradient
 
 
 def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -> None:
-    """dA = dU^T x [slots, P R, K]; dBt_p = scale u_p^T dy_p [slots, R, O]; only ``slots`` are touched.
-
-    Lists, all but ``slots`` and ``accumulate``, are of several linears of one layer, whose gradients do not depend on each other: the
-    same as one call for each (not of the native op, which takes one).
-    """
-    if isinstance(dy, (list, tuple)):
-        for call in zip(dy, x, u, dU, part_sizes, scale, [slots] * len(dy), dA, dBt, [accumulate] * len(dy), strict=True):
-            lora_gradient(*call)
-        return
+    """dA = dU^T x [slots, P R, K]; dBt_p = scale u_p^T dy_p [slots, R, O]; only ``slots`` are touched."""
     if isinstance(scale, SlotAdapters):
         for rows, slot in slot_by_slot(len(dy), slots):
             if not (width := sum(scale.ranks(slot))):

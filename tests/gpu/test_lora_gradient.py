@@ -4,12 +4,11 @@ import pytest
 import torch
 from op_cases import a_bad_stream_stays_alone, make_case, same_bits, streams_stand_alone
 
-from dynadapt.bench.cases import materialise, written
 from dynadapt.bench.cases.lora_gradient import lora_gradient
 from dynadapt.kernels import lora_gradient as kernels
-from dynadapt.kernels import lora_gradient_pair, lora_gradient_plan
+from dynadapt.kernels import lora_gradient_plan
 
-from .compare import DEVICE, DTYPES, check, each, real_sizes, run
+from .compare import DTYPES, check, each, real_sizes, run
 
 # rows N, inputs K, parts, rank, streams S
 SIZES = [
@@ -55,44 +54,6 @@ def test_parts_with_ranks_of_their_own_have_their_scales_when_tokens_are_split(c
     split = check(case)
     monkeypatch.setattr(lora_gradient_plan, "SMS", 1)
     assert same_bits(split, run(case))
-
-
-# rows, inputs, parts, rank of the first and the second linear, streams; whether both go into one launch, or the dtype in which they do
-PAIRS = [
-    (126, (77, (64, 31), 3), (65, (40, 33, 7), 5), 2, True),
-    (63, (65, (33,), 16), (33, (130,), 16), 1, True),
-    (90, (65, (40, 33, 7), (5, 0, 17)), (96, (40,), 4), 2, True),
-    (90, (40, (33,), 4), (40, (33, 9, 8, 7), 4), 1, False),  # four parts
-    (600, (40, (33,), 4), (40, (33,), 4), 1, False),  # tokens are split
-    (20, (40, (33,), 4), (40, (33,), 80), 1, torch.float32),  # in bfloat16 as many warps would not do
-]
-
-
-@pytest.mark.parametrize("accumulate", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows, first, second, streams, one", PAIRS)
-def test_two_linears_in_one_launch_have_the_bits_of_two(rows, first, second, streams, one, dtype, accumulate, monkeypatch):
-    launched, launch = [], lora_gradient_pair.launch
-    monkeypatch.setattr(lora_gradient_pair, "launch", lambda *a, **k: (launched.append(a), launch(*a, **k)))
-    cases = [
-        make_case(lora_gradient, (rows, *size, streams, accumulate), dtype, dict(strided=True, seed=i))
-        for i, size in enumerate((first, second))
-    ]
-    cases[1] = _with_slots(cases[1], cases[0]["slots"], accumulate)
-    calls = [materialise(case, "triton", None, DEVICE) for case in cases]
-    *linear, slots, dA, dBt, _ = map(list, zip(*calls))
-    kernels.lora_gradient(*linear, slots[0], dA, dBt, accumulate)
-    assert bool(launched) == (one in (True, dtype))
-    for case, call in zip(cases, calls):
-        assert same_bits({name: t.cpu() for name, t in written(case, call).items()}, check(case))
-
-
-def _with_slots(case, slots, accumulate):
-    """The same case, whose gradients go to ``slots``; in all others are numbers."""
-    dA, dBt = (case[name].nan_to_num(3.0) for name in ("dA", "dBt"))
-    if not accumulate:
-        dA[slots.long()] = dBt[slots.long()] = float("nan")
-    return case.change(slots=slots, dA=dA, dBt=dBt)
 
 
 @each(lora_gradient, [SIZES[3]], [torch.float32])

@@ -182,7 +182,7 @@ class _Launches(WorkRecorder):
     """Every op also calls what serves it on a GPU; what is launched then is its own, and so are the products counted until the next."""
 
     launches: list[Launch]
-    joins_activation = joins_gradients = True
+    joins_activation = True
 
     def __init__(self, ledger, dtype):
         super().__init__(ledger, dtype)

@@ -69,7 +69,7 @@ class Work:
 class WorkRecorder:
     """Stands in for the decoder's OpSet: every op is a call that notes its tensors and the FLOPs counted until the next call."""
 
-    joins_activation = joins_gradients = False
+    joins_activation = False
 
     def __init__(self, ledger: Ledger, dtype: torch.dtype):
         self.ledger, self.dtype, self.ops, self.last, self.seen = ledger, dtype, {}, None, 0
