@@ -26,10 +26,11 @@ from dynadapt.ops.slot_adapters import SlotAdapters
 
 from . import slot_adapters
 from .lora_gradient_plan import MAX_PARTS, SMS, by_threes, checked_plan, chunk_buffer, family
+from .lora_gradient_together import fit, launch_together, linears_fit
 from .lora_gradient_update import lora_gradient_update
 from .lora_gradient_walk import launch_gradient, launch_sums
 
-__all__ = ["lora_gradient", "lora_gradient_update", "reason"]
+__all__ = ["linears_fit", "lora_gradient", "lora_gradient_update", "lora_gradients", "reason"]
 
 
 def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -> None:
@@ -55,5 +56,16 @@ def lora_gradient(dy, x, u, dU, part_sizes, scale, slots, dA, dBt, accumulate) -
     return None
 
 
+def lora_gradients(calls) -> None:
+    """``lora_gradient`` of each of ``calls``, tuples of its arguments, of which none reads what another writes: in one launch where they
+    ``fit``, with the same bits."""
+    if fit(calls):
+        launch_together(calls)
+    else:
+        for call in calls:
+            lora_gradient(*call)
+
+
 def reason(op: str) -> str:
-    return f"Triton, all streams and parts in one launch; two where tokens are split to fill {SMS} multiprocessors"
+    few = "" if op == "lora_gradient_update" else "; one for all linears of a layer where their programs are few"
+    return f"Triton, all streams and parts in one launch; two where tokens are split to fill {SMS} multiprocessors{few}"

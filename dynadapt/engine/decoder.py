@@ -25,6 +25,7 @@ from .adapted_head import AdaptedHead
 from .attention_gate import AttentionGate
 from .delta_mixer import DeltaMixer
 from .dora import Dora
+from .gathered_gradients import GatheredGradients
 from .handover import Handover
 from .memory import MemoryState
 from .op_set import OpSet
@@ -100,6 +101,8 @@ class Decoder:
     ):
         self.first = first  # layers below it are another decoder's
         self.config, self.ops, self.ws, self.ledger = config, ops, workspace, ledger
+        self.gathered = GatheredGradients(ops, ledger)
+        self.gathers = False  # whether the gradients of the layer's adapters wait for each other
         self.weights: Any = weights
         self.rope = rope  # (cos, sin) by layer
         self.memory = memory
@@ -437,6 +440,7 @@ class Decoder:
         d = self._norm_backward(dhidden, self.final, self.active.final_norm, "final", None, None, grads and grads.final_norm)
         for i in reversed(range(max(0, lowest[0]), self.config.layers)):
             d = self._layer_backward(batch, learner, lowest, i, d, accumulate)
+            self.gathered.launch()
             if d is None:
                 return None
         if lowest[0] >= 0:
@@ -499,10 +503,12 @@ class Decoder:
         layer each goes as far as what learns in it.
 
         A group's weight gradient needs its input. With ``recompute`` that was not kept: the op behind it writes it again
-        on its way back, so each gradient is taken after that op.
+        on its way back, so each gradient is taken after that op. Else those of adapters may wait for each other, until the last norm writes
+        where the first's dy is.
         """
         kept, w, kind, g = self.kept[i], self.active, self.config.activation, learner.gradient_view
         parallel, given = self.config.parallel_residual, d
+        self.gathers = self._gathers(batch, learner, i)
         back = lambda group, dy: self._input_gradient(batch, learner, lowest, i, group, dy)  # noqa: E731
         learn = lambda group, dy, x: self._weight_gradient(batch, learner, i, group, dy, x, accumulate)  # noqa: E731
         y, n1, n2 = kept["y"], kept["n1"], kept["n2"]
@@ -540,11 +546,15 @@ class Decoder:
             dqkv = self.gate.join(dgate, dqkv)
 
         dn1 = back("qkv", dqkv)
+        if not self.recompute:
+            learn("qkv", dqkv, n1)
+            self.gathered.launch()
         if dn1 is not None:
             d = self._norm_backward(dn1, kept["res1"], w.attn_norm[i], ("attn", i), d, again(n1), g and g.attn_norm[i])
         elif self.recompute and (i, "qkv") in learner.sizes:
             self._norm_again(kept["res1"], w.attn_norm[i], ("attn", i), n1)
-        learn("qkv", dqkv, n1)
+        if self.recompute:
+            learn("qkv", dqkv, n1)
         return None if dn1 is None else d
 
     def _gate_backward(self, learner, i, kept, dmixed):
@@ -597,6 +607,16 @@ class Decoder:
         self.ops.activation_backward(dx, h, self.config.activation, dh, y)
         return dh
 
+    def _gathers(self, batch, learner, i) -> bool:
+        """Whether the gradients of a layer's adapters are taken together: not where backward writes again what they read, nor with DoRA, whose
+        groups share the buffer of their dy."""
+        groups = [place for place in PLACES if (i, place) in learner.sizes and _adapter(learner, i, place)[0] is not None]
+        if self.recompute or any(_has_lengths(learner, i, group) for group in groups):
+            return False
+        adapters = [(group, *_adapter(learner, i, group)) for group in groups]
+        linears = [(*self.sizes[i, group], scale, Bt.shape[-2] if Bt.dim() == 3 else 0) for group, _, Bt, scale, _ in adapters]
+        return self.ops.gathers_gradients(linears, len(batch.adapter_slots), batch.rows)
+
     def _weight_gradient(self, batch, learner, i, group, dy, x, accumulate):
         """The gradient of what learns in one group."""
         if learner.gradient_view is not None and (i, group) in learner.gradient_view.bias:
@@ -610,11 +630,15 @@ class Decoder:
         n = dy.shape[0]
         u = None if A is None else self.ws((group, "u", i), n, width)
         dU = None if A is None else self.ws((group, "dU"), n, width)
-        chosen = learner.gradient(self.ops, i, group, dy, x, u, dU, batch.adapter_slots, accumulate)
+        ops = self.gathered if self.gathers else self.ops
+        chosen = learner.gradient(ops, i, group, dy, x, u, dU, batch.adapter_slots, accumulate)
         sizes = self.sizes[i, group]
         low = A is not None
         flops = _flops(lora_gradient.flops, learner, i, group, batch, n, sizes) if low else weight_gradient.flops(n, chosen, sizes[0])
-        self.ledger.add("backward", flops)
+        if self.gathered.calls:
+            self.gathered.flops += flops
+        else:
+            self.ledger.add("backward", flops)
 
     def _attention_backward(self, batch, i, kept, dout, grads=None):
         c, (streams, segment) = self.config, batch.inputs.shape

@@ -7,7 +7,7 @@ import time
 import torch
 
 from dynadapt.ops import UnsupportedOp, resolve
-from dynadapt.ops.dispatch import Choice
+from dynadapt.ops.dispatch import Choice, kernel_module
 from dynadapt.ops.profiler_ranges import named
 
 
@@ -23,6 +23,19 @@ class OpSet:
     def joins_activation(self) -> bool:
         """Whether the activation goes with the linears around it, as one op each way (ops/linear_activation.py)."""
         return self.backend == "triton"
+
+    def gathers_gradients(self, linears: list[tuple], streams: int, rows: int) -> bool:
+        """Whether ``lora_gradients`` launches these at once: (K, part sizes, scale, rank) of each."""
+        return self.backend == "triton" and kernel_module("lora_gradient").linears_fit(self.dtype, linears, streams, rows)
+
+    def lora_gradients(self, calls: list[tuple]) -> None:
+        """Calls of ``lora_gradient``, of which none reads what another writes. Triton launches together what fits, with the bits of one by one."""
+        if self.backend != "triton":
+            for call in calls:
+                self.lora_gradient(*call)
+            return
+        together = named(Choice("lora_gradient", "triton", kernel_module("lora_gradient").lora_gradients, "")).function
+        (together if self.seconds is None else self._timed("lora_gradient", together, self.seconds))(calls)
 
     def resolve(self, names: list[str]) -> None:
         """Finds the implementations of all ``names`` now.

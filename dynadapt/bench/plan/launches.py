@@ -188,10 +188,16 @@ class _Launches(WorkRecorder):
         super().__init__(ledger, dtype)
         self.begun, self.name, self.counted = 0, "", 0
 
-    def noted(self, name: str, arguments) -> None:
+    def noted(self, name: str, calls: list[tuple]) -> None:
         self.begun, self.name = len(self.launches), name
         self.counted = self.ops[name].flops
-        resolve(name, "triton", self.dtype).function(*arguments)
+        if len(calls) > 1:
+            kernel_module("lora_gradient").lora_gradients(calls)
+        else:
+            resolve(name, "triton", self.dtype).function(*calls[0])
+
+    def gathers_gradients(self, linears: list[tuple], streams: int, rows: int) -> bool:
+        return kernel_module("lora_gradient").linears_fit(self.dtype, linears, streams, rows)
 
     def settle(self) -> None:
         super().settle()

@@ -79,13 +79,22 @@ class WorkRecorder:
         if name.startswith("_"):
             raise AttributeError(name)
 
-        def call(*arguments):
-            self.settle()
-            self.last = self.ops.setdefault(name, OpWork())
-            self.last.calls += 1
+        return lambda *arguments: self._called(name, [arguments])
+
+    def gathers_gradients(self, linears: list[tuple], streams: int, rows: int) -> bool:
+        return False
+
+    def lora_gradients(self, calls: list[tuple]) -> None:
+        self._called("lora_gradient", calls)
+
+    def _called(self, name: str, calls: list[tuple]) -> None:
+        self.settle()
+        self.last = self.ops.setdefault(name, OpWork())
+        self.last.calls += len(calls)
+        self.noted(name, calls)
+        for arguments in calls:
             if name.startswith("delta_rule_"):
                 self.delta_scratch |= _delta_scratch(name, *arguments)
-            self.noted(name, arguments)
             if name == "embedding_forward":
                 arguments = (arguments[0], arguments[-1], arguments[-1])  # of the table, as many rows as are written
             if name == "adapted_embedding_forward":
@@ -93,10 +102,8 @@ class WorkRecorder:
             moved = sum(map(_bytes, arguments))
             self.last.bytes += 2 * moved if name == "update" else moved  # state is read and written
 
-        return call
-
-    def noted(self, name: str, arguments) -> None:
-        """An op is called with these arguments; for those who want to know more of it."""
+    def noted(self, name: str, calls: list[tuple]) -> None:
+        """An op is called with these arguments, of several calls where they may be launched together; for those who want to know more of it."""
 
     def settle(self) -> None:
         """What was counted since the last call belongs to it."""
