@@ -68,15 +68,7 @@ def test_a_tiny_models_steps_are_the_cpu_engines(family, options):
 
 
 @pytest.mark.parametrize(
-    "family,options",
-    [
-        ("llama", {"memory": SegmentMemory(5, 2)}),
-        ("llama", {"adapt": LoRA(2, targets=["q", "v", "down"])}),
-        ("gemma3", {}),
-        ("gptneox", {}),
-        ("qwen3_5", {}),
-    ],
-    ids=str,
+    "family,options", [("llama", {"memory": SegmentMemory(5, 2)}), ("gemma3", {"adapt": LoRA(2, targets="attn")})], ids=str
 )
 def test_a_layers_gradients_together_are_those_one_by_one(family, options, monkeypatch, products_of_any_tile):
     """Each reads what it would have read alone: no buffer is written in between."""
@@ -90,10 +82,10 @@ def test_a_layers_gradients_together_are_those_one_by_one(family, options, monke
             if alone:
                 patch.setattr(lora_gradient, "linears_fit", lambda *_: False)
             e = engine("triton", family, **options)
-            found.append([e.step(text(2, seed=seed, family=family)).cpu() for seed in range(2)] + [e.learners[0].state.master.cpu()])
+            found.append([e.step(text(2, seed=seed, family=family)).cpu() for seed in range(1)] + [e.learners[0].state.master.cpu()])
             groups = len({group for _, group in e.learners[0].sizes})
     assert launched and max(launched) == groups
-    assert len(launched) <= 2 * MODELS[family].config.layers and all(map(torch.equal, *found))
+    assert len(launched) <= MODELS[family].config.layers and all(map(torch.equal, *found))
 
 
 def test_no_gradient_is_kept_where_the_kernels_update():
