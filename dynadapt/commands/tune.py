@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ examples:
       in five minutes: does learning from the novel help, with which setting, by how much, and what does it cost?
   dynadapt tune docs/*.txt --minutes 20 --out runs/tuned-docs
       longer: more is tried, on more windows, and the interval is narrower
+  dynadapt tune novel.txt --guard exact --rates 5e-4,1e-3,2e-3,4e-3
+      which of four rates for LoRA, each guarded; all four learn from a window in one pass, beside one static score
   dynadapt tune builtin:python-reference --minutes 2 --model my-model/ --segment 256
 
 What learns (nothing, LoRA, rows, everything), what is remembered (0, 512 and 1,536 tokens) and rates around the default are tried by successive
@@ -35,6 +38,12 @@ def add_options(command) -> None:
     )
     command.add_argument("--out", metavar="DIR", help="directory that does not exist yet (default: runs/tune-MODEL-TEXT)")
     add_settings(command, EvalConfig, SETTINGS)
+    command.add_argument(
+        "--rates",
+        default=argparse.SUPPRESS,
+        metavar="R,R,...",
+        help="learning rates of LoRA to compare, side by side where that is faster (default: a third of the usual one, that, three times that)",
+    )
     command.add_argument("--quiet", action="store_true", help="print nothing but the recommendation's command")
 
 

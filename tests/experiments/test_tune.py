@@ -71,6 +71,10 @@ def test_the_grid_is_what_learns_times_memory_times_rates():
     centred = grids(KINDS, (0,), EvalConfig(adapt="lora", lr=0.03))[0][0]
     assert {each.lr for each in centred if each.adapt == "lora"} == {0.01, 0.03, 0.09}
     assert {each.lr for each in centred if each.adapt == "full"} == {3.3e-5, 1e-4, 3e-4}
+    given = grids(KINDS, (0,), EvalConfig(adapt="lora", rates="0.04,0.01,0.02,0.08"))
+    assert [each.lr for each in given[0][0] if each.adapt == "lora"] == [0.01, 0.02, 0.04, 0.08]
+    assert {each.lr for each in given[0][0] if each.adapt == "full"} == {3.3e-5, 1e-4, 3e-4}
+    assert [each.lr for each in given[1][0] if each.adapt == "lora"] == [0.04] and "other rates than the middle one" in given[1][1]
 
 
 @pytest.mark.parametrize("kinds", [KINDS, KINDS[:2], KINDS[:3]])
@@ -266,7 +270,7 @@ def test_a_long_text_is_estimated_from_places_in_it(model, texts, tmp_path, monk
 # ---------------------------------------------------------------------------------------------------------------- measure
 
 
-@pytest.mark.parametrize("guard", [None, "exact"])
+@pytest.mark.parametrize("guard", [None, "exact", 2])
 def test_side_by_side_scores_what_each_scores_alone(guard, directory, model, texts, tmp_path):
     tokenizer = streaming_tokenizer(model.tokenizer)
     windows = draw(read_text(texts, tokenizer, tmp_path), tokenizer, 6, 64, 16, 0)
@@ -281,7 +285,13 @@ def test_side_by_side_scores_what_each_scores_alone(guard, directory, model, tex
         assert wide[rate].nll == alone[rate].nll and wide[rate].tokens == sum(window.learned for window in windows)
     assert np.mean(wide[rates[1]].nll) < np.mean(static.nll)
     assert wide[rates[2]].nll[0] != alone[rates[0]].nll[0]
-    if guard:  # the last diverges, and costs no more than the bound: ln 2 for each piece, and the share
+    spent = [sum(each.flops for each in found.values()) for found in (wide, alone)]
+    if guard == "exact":  # the prior is scored once for the three
+        forward = static.flops
+        assert abs(spent[1] - spent[0] - 2 * forward) <= len(rates)
+    elif guard is None:
+        assert abs(spent[1] - spent[0]) <= len(rates)
+    if guard == "exact":  # the last diverges, and costs no more than the bound: ln 2 for each piece, and the share
         assert np.mean(wide[rates[2]].nll) < np.mean(static.nll) + 0.1
     else:
         assert not np.mean(wide[rates[2]].nll) < np.mean(static.nll) + 0.1
@@ -322,8 +332,17 @@ def test_memory_that_a_model_has_no_positions_for_is_left_out(directory, model):
 def test_a_guard_is_on_all_that_learns(directory, model, texts, tmp_path):
     found = tune(config_for(directory, texts, guard="exact"), 2, tmp_path / "out", model=model)
     assert found.adapts and "--guard exact" in found.command and "--guard" not in found.static_command
-    with pytest.raises(ConfigError, match="rates .*in tune, which tries learning rates one by one"):
-        tune(config_for(directory, texts, rates="1e-3,1e-2"), 2, tmp_path / "never", model=model)
+    with pytest.raises(ConfigError, match="levels .*in tune, which compares settings of one level"):
+        tune(config_for(directory, texts, levels="fast,slow"), 2, tmp_path / "never", model=model)
+    with pytest.raises(ConfigError, match="rates .* with adapt 'none': say what learns"):
+        tune(config_for(directory, texts, rates="1e-3,1e-2", adapt="none"), 2, tmp_path / "never", model=model)
+
+
+@pytest.mark.parametrize("guard", [None, "exact"])
+def test_rates_that_are_given_are_compared(guard, directory, model, texts, tmp_path):
+    found = tune(config_for(directory, texts, rates="0.04,1e-3,1e-2,0.02", guard=guard), 3, tmp_path / "out", model=model)
+    assert {row["lr"] for row in found.tried if row["adapt"] == "lora"} <= {1e-3, 1e-2, 0.02, 0.04}
+    assert "--rates" not in found.command and found.adapts and f"--lr {found.judged.rpartition(' ')[2]}" in found.command
 
 
 def test_from_a_text_to_a_command_that_keeps_its_promise(directory, texts, tmp_path, monkeypatch, capsys):

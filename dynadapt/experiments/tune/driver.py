@@ -81,7 +81,7 @@ def tune(
     4. Write the rest of the text, the picture and recommendation.json, all of it or nothing.
 
     Of `config` it takes all that it does not try out itself: adapt, memory, and lr (which, where given, is the middle of the rates for
-    config.adapt). A guard is on all that learns, and in the command. started: time.monotonic() at which the minutes began, if before the call. Raises TextError, ConfigError, RunError.
+    config.adapt) or rates (which are compared for config.adapt, in place of three around the default). A guard is on all that learns, and in the command. started: time.monotonic() at which the minutes began, if before the call. Raises TextError, ConfigError, RunError.
     """
     from .recommendation import recommend, write  # with what draws: what is missing shows before the minutes are spent
 
@@ -97,7 +97,8 @@ def tune(
         tokenizer = streaming_tokenizer(model.tokenizer)
         text = read_text(config.text, tokenizer, Path(folder), config.field)
         _check_length(text, config.segment)
-        bench = Bench(model, config.with_(text=(), context=0, lr=None), budget)
+        width = {"lora": len(planning.rates(config, "lora"))}
+        bench = Bench(model, config.with_(text=(), context=0, lr=None, rates=None), budget, width)
         found = _search(text, tokenizer, bench, budget, config)
         result = recommend(config, minutes, text, bench, out, **found)
         budget("writing")
@@ -113,7 +114,9 @@ def _check(config: EvalConfig, minutes: float) -> None:
             raise ConfigError(
                 f"{name} {getattr(config, name)!r}: tune reads the whole text as one stream with memory; leave it at {accepted}"
             )
-    guarded.refuse(config, "in tune, which tries learning rates one by one", ("guard",))
+    guarded.refuse(config, "in tune, which compares settings of one level", ("guard", "rates"))
+    if config.rates and config.adapt == "none":
+        raise ConfigError(f"rates {config.rates!r} with adapt 'none': say what learns at them, lora, rows or full")
     if config.optimizer in WITH_STATISTICS:
         raise ConfigError(f"optimizer {config.optimizer!r}: tune has no statistics text; give {IN_WORDS}")
     if config.select != "gradient":
@@ -204,8 +207,8 @@ def _time_kinds(
                 continue
         begun = time.monotonic()
         budget(f"timing a segment of {Candidate(kind, memories[-1]).label}")
-        rates = planning.rates(config, kind) if kind != "none" else (None,)
-        cost = bench.time(Candidate(kind, memories[-1], rates[len(rates) // 2]), ids, 0.03 * budget.seconds)
+        rates: tuple = planning.rates(config, kind) if kind != "none" else (None,)
+        cost = bench.time(Candidate(kind, memories[-1], planning.middle_of(rates)[0]), ids, 0.03 * budget.seconds)
         timed = time.monotonic() - begun
         costs.update({Candidate(kind, memory, rate): cost for memory in memories for rate in rates})
     return costs

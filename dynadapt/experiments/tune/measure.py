@@ -1,8 +1,8 @@
 """Candidates run over windows, one loaded model for all of them.
 
 Candidates that learn carry what they learned from window to window. Those that differ in the rate only go side by side as streams of one
-engine, each with weights and a rate of its own, and score what each would score alone; windows of a static candidate go side by side too.
-Both are done where a timed segment shows that it is faster.
+engine, each with weights and a rate of its own, and score what each would score alone; with an exact guard the prior is scored once for all
+of them (side_by_side.py). Windows of a static candidate go side by side too. Both are done where a timed segment shows that it is faster.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.dyneval import build_engine
 
 from .plan import Candidate, Cost
+from .side_by_side import GuardedRates
 from .windows import Piece, Window
 
 SIDE_BY_SIDE = {"none": 4, "lora": 3}  # streams that are timed; weights of one's own go through the layers one by one
@@ -33,14 +34,14 @@ class Scored:
     tokens: int = 0  # learned from, counted or not
     seconds: float = 0.0  # of the steps; candidates side by side share them
     setup: float = 0.0
-    flops: int = 0
+    flops: int = 0  # shared, too
 
 
 class Bench:
-    """Runs candidates. beat() is called after every step."""
+    """Runs candidates. beat() is called after every step. wide: streams of a kind that may go side by side."""
 
-    def __init__(self, model, config: EvalConfig, beat: Callable[[], None] = lambda: None):
-        self.model, self.config, self.beat = model, config, beat
+    def __init__(self, model, config: EvalConfig, beat: Callable[[], None] = lambda: None, wide: dict[str, int] | None = None):
+        self.model, self.config, self.beat, self.wide = model, config, beat, {**SIDE_BY_SIDE, **(wide or {})}
         self.streams = {"none": 1, "lora": 1}  # side by side, where that was faster
         self.alone: dict[str, float] = {}  # seconds a segment, by kind: one stream, and the way that is faster
         self.faster: dict[str, float] = {}
@@ -51,7 +52,7 @@ class Bench:
         key = (candidate.adapt, candidate.memory, streams)
         if self._last is None or self._last[0] != key:
             self._last = None
-            self._last = key, build_engine(self.model, candidate.configure(self.config).with_(streams=streams))
+            self._last = key, self._build(candidate, streams)
         engine = self._last[1]
         self.dtype, self.device, self.backend = engine.dtype, str(engine.device), engine.backend
         if candidate.adapt != "none":
@@ -59,14 +60,26 @@ class Bench:
                 engine.reset(stream)
         return engine
 
+    def _build(self, candidate: Candidate, streams: int):
+        config = candidate.configure(self.config)
+        if self._shares_prior(candidate, streams):
+            some = ",".join(f"{rate!r}" for rate in np.arange(1.0, streams + 1).tolist())  # any: each candidate sets its own
+            return GuardedRates(build_engine(self.model, config.with_(rates=some)))
+        return build_engine(self.model, config.with_(streams=streams))
+
+    def _shares_prior(self, candidate: Candidate, streams: int) -> bool:
+        """Whether so many streams are learners of one text beside one prior. With a guard on every N-th segment each is looked at on its own."""
+        return streams > 1 and candidate.configure(self.config).guard == "exact"
+
     def time(self, candidate: Candidate, ids: np.ndarray, seconds: float = float("inf")) -> Cost:
         """Times a segment of a kind, alone and, unless that would take more than `seconds`, side by side; ids [>= 2]: any tokens."""
-        kind, wide = candidate.adapt, SIDE_BY_SIDE.get(candidate.adapt, 1)
+        kind, wide = candidate.adapt, self.wide.get(candidate.adapt, 1)
         started = time.perf_counter()
         engine = self.engine(candidate, wide)
-        self._step(engine, ids, wide if engine.device.type != "cpu" else 1)  # packs weights, makes workspaces, records graphs
+        together = engine.device.type != "cpu" or self._shares_prior(candidate, wide)  # rows that rest cost as much, or none rests alone
+        self._step(engine, ids, wide if together else 1)  # packs weights, makes workspaces, records graphs
         setup = time.perf_counter() - started
-        if wide > 1 and engine.device.type != "cpu":  # fixed shapes: rows that rest cost as much
+        if wide > 1 and together:
             batched = self._step(engine, ids, wide) / wide
             engine = self.engine(candidate, 1)
             self._step(engine, ids, 1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
+from dynadapt.experiments.guarded import rates_of
 
 MEMORIES = (0, 512, 1536)
 FACTORS = (1 / 3, 1.0, 3.0)  # of the learning rate that is the default for what learns
@@ -39,7 +40,7 @@ class Candidate:
 
     def configure(self, config: EvalConfig) -> EvalConfig:
         guard = None if self.adapt == "none" else config.guard  # which has nothing to guard there
-        return config.with_(adapt=self.adapt, memory=self.memory, lr=self.lr, guard=guard)
+        return config.with_(adapt=self.adapt, memory=self.memory, lr=self.lr, guard=guard, rates=None)
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,21 @@ class Plan:
 
 
 def rates(config: EvalConfig, adapt: str) -> tuple[float, ...]:
-    """Around the default for what learns, or around --lr where that is given for it."""
+    """--rates in ascending order where these are given for what learns, else three around the default, or around --lr."""
+    if config.rates and config.adapt == adapt:
+        return tuple(sorted(rates_of(config.rates)))
     middle = config.lr if config.lr and config.adapt == adapt else LEARNING_RATES[adapt][config.optimizer]
     return tuple(float(f"{middle * factor:.2g}") for factor in FACTORS)
 
 
+def middle_of(some: tuple[float, ...]) -> tuple[float, ...]:
+    """The one in the middle, by itself: of three around the default that."""
+    return some[len(some) // 2 :][:1]
+
+
 def grids(kinds, memories, config: EvalConfig) -> list[tuple[tuple[Candidate, ...], str]]:
     """(candidates, what they leave out) from the whole grid to the least one that still answers."""
-    learning = [kind for kind in kinds if kind != "none"]
+    learning, usual = [kind for kind in kinds if kind != "none"], "the middle one" if config.rates else "the default"
     middle = 512 if 512 in memories else memories[0]
     static = tuple(Candidate("none", memory) for memory in memories)
     with_middle = f"with memory {middle:,}" if middle else "without memory"
@@ -89,34 +97,34 @@ def grids(kinds, memories, config: EvalConfig) -> list[tuple[tuple[Candidate, ..
     def grid(some_kinds, some_memories, rates_of):
         return tuple(Candidate(kind, memory, rate) for kind in some_kinds for memory in some_memories for rate in rates_of(kind, memory))
 
-    every, default = (lambda kind, memory: rates(config, kind)), (lambda kind, memory: rates(config, kind)[1:2])
+    every, default = (lambda kind, memory: rates(config, kind)), (lambda kind, memory: middle_of(rates(config, kind)))
     found = [(static + grid(learning, memories, every), "")]
     if len(memories) > 1:
         found += [
             (
                 static + grid(learning, memories, lambda kind, memory: (every if memory == middle else default)(kind, memory)),
-                f"other rates than the default, except {with_middle}",
+                f"other rates than {usual}, except {with_middle}",
             ),
-            (static + grid(learning, memories, default), "other rates than the default"),
+            (static + grid(learning, memories, default), f"other rates than {usual}"),
         ]
     if len(memories) > 1 and len(learning) > 1:  # the cheapest that learns with every memory, so that what it is held against it has too
         found.append(
             (
                 static + grid(learning[:1], memories, default) + grid(learning[1:], [middle], default),
-                f"other rates than the default; {' and '.join(learning[1:])} other than {with_middle}",
+                f"other rates than {usual}; {' and '.join(learning[1:])} other than {with_middle}",
             )
         )
     found.append(
         (
             static + grid(learning, [middle], default),
-            "other rates than the default" + (f"; learning other than {with_middle}" if len(memories) > 1 else ""),
+            f"other rates than {usual}" + (f"; learning other than {with_middle}" if len(memories) > 1 else ""),
         )
     )
     if len(learning) > 1:
         found.append(
             (
                 (Candidate("none", middle),) + grid(learning[:1], [middle], default),
-                f"{', '.join(learning[1:])}; other rates than the default"
+                f"{', '.join(learning[1:])}; other rates than {usual}"
                 + (f"; anything other than {with_middle}" if len(memories) > 1 else ""),
             )
         )
