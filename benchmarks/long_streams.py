@@ -290,11 +290,10 @@ def draw(results: dict, path: Path) -> None:
     from dynadapt.experiments.plot import STYLE
 
     rows = results["verdicts"]["growth"]
+    width = max(8.0, 2.6 * len(rows) + 0.6)
     titles = {arm.name: arm.title for arm in ARMS}
     with pyplot.rc_context({**STYLE, "font.size": 9}):
-        figure, axes = pyplot.subplots(
-            1, len(rows), figsize=(max(7.0, 2.6 * len(rows) + 0.6), 3.4), sharey=True, layout="constrained", dpi=100, squeeze=False
-        )
+        figure, axes = pyplot.subplots(1, len(rows), figsize=(width, 3.8), sharey=True, layout="constrained", dpi=100, squeeze=False)
         for axis, row in zip(axes[0], rows):
             blocks = np.array(list(row["gain_by_block"].values()))
             x = (np.arange(blocks.shape[1]) + 1) * BLOCK
@@ -303,10 +302,10 @@ def draw(results: dict, path: Path) -> None:
             axis.plot(x, blocks.mean(0), color="black", linewidth=2, label="mean")
             axis.axhline(0, color="#374151", linewidth=0.8)
             axis.set(title=titles[row["online"]], xlabel="tokens read")
-            axis.xaxis.set_major_locator(ticker.MultipleLocator(16384))
+            axis.xaxis.set_major_locator(ticker.MultipleLocator(16384 if x[-1] <= 65536 else 32768))
             axis.xaxis.set_major_formatter(lambda v, _: f"{v / 1024:.0f}k")
         axes[0][0].set_ylabel(f"gain over no learning\n(nats per token, blocks of {BLOCK:,})")
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=int(width / 2), frameon=False)
         figure.savefig(path)
 
 
