@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynadapt.bench.cases import attention, base, cross_entropy
 from dynadapt.bench.cases.model import OPS, Sizes
-from dynadapt.kernels import choices, common
+from dynadapt.kernels import choices, common, lora_gradient
 from dynadapt.model.geometries import GEOMETRIES
 from dynadapt.ops.dispatch import UnsupportedOp, resolve
 from dynadapt.ops.matrix import DenseMatrix
@@ -105,6 +105,17 @@ def look(op: str, config, streams: int, segment: int, form: str, programs: int) 
                 resolve(op, "triton", torch.bfloat16).function(*arguments(case))
 
 
+def look_together(config, streams: int, segment: int, programs: int) -> bool:
+    """The adapter gradients of a layer's linears as one call; whether they go in one launch."""
+    with mock.patch.object(base.OpCase, "__post_init__", lambda case: None):
+        calls = [arguments(case) for case in OPS["lora_gradient"](sizes(config, streams, segment), segment)]
+        slots = 6  # of a call's arguments: one tensor for all
+        calls = [(*call[:slots], calls[0][slots], *call[slots + 1 :]) for call in calls]
+        with common.scratch_of(common.Scratch()), checked(0, races=False, scratch=False, programs=programs):
+            lora_gradient.lora_gradients(calls)
+    return lora_gradient.fit(calls)
+
+
 def served() -> list[str]:
     found = []
     for op in OPS:
@@ -119,6 +130,18 @@ def served() -> list[str]:
 @pytest.mark.parametrize("op", served())
 def test_a_small_model(op):
     look(op, MODELS["smollm2-135m"], 1, 512, "fused", 2)
+
+
+def test_gradients_of_a_layer_of_a_small_model():
+    assert look_together(MODELS["smollm2-135m"], 1, 512, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("streams, segment", SHAPES)
+def test_gradients_of_a_layer(model, streams, segment):
+    together = look_together(MODELS[model], streams, segment, 4)
+    assert together == (model == "smollm2-135m" and streams == 1)
 
 
 @pytest.mark.slow
