@@ -68,7 +68,14 @@ def test_a_tiny_models_steps_are_the_cpu_engines(family, options):
 
 
 @pytest.mark.parametrize(
-    "family,options", [("llama", {"memory": SegmentMemory(5, 2)}), ("gemma3", {"adapt": LoRA(2, targets="attn")})], ids=str
+    "family,options",
+    [
+        ("llama", {"memory": SegmentMemory(5, 2)}),
+        ("gemma3", {"adapt": LoRA(2, targets="attn")}),
+        ("gptneox", {}),  # both branches read one residual
+        ("qwen3_5", {}),  # layers of the gated delta rule, a gate behind attention
+    ],
+    ids=str,
 )
 def test_a_layers_gradients_together_are_those_one_by_one(family, options, monkeypatch, products_of_any_tile):
     """Each reads what it would have read alone: no buffer is written in between."""
