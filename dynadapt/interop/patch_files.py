@@ -72,7 +72,10 @@ def make_patch(before, after, path, number: int = 1) -> Patch:
     """
     states = []
     for place in (before, after):
-        state = read_tensors(tensor_files(place))
+        files = tensor_files(place)
+        if Path(path).resolve() in {file.resolve() for file in files}:
+            raise PatchError(f"{path}: is a file of {place}'s weights; name another for the patch")
+        state = read_tensors(files)
         for name, value in state.items():
             if value.dtype != torch.bfloat16:
                 word = str(value.dtype).removeprefix("torch.")
@@ -85,9 +88,11 @@ def apply_to_files(base, paths, out) -> list[Patch]:
     """Write to ``out`` what patches make of ``base``, which stays: a file of a file, a directory with all else that is there of a directory.
 
     Raises:
-        PatchError: as ``apply_patch``; RunError: ``out`` is there already, or the disk fails. Then ``out`` is not made.
+        PatchError: as ``apply_patch``, or ``out`` is inside ``base``; RunError: ``out`` is there already, or the disk fails. Then ``out`` is not made.
     """
     base, out = Path(base), Path(out)
+    if base.resolve() in out.resolve().parents:
+        raise PatchError(f"{out}: is inside {base}, which would be copied into itself; name a place beside it")
     files = tensor_files(base)
     states = {file: _tensors(file) for file in files}
     patches = apply_patch(as_one(states), paths)

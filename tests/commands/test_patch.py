@@ -141,3 +141,13 @@ def test_a_model_that_dynadapt_reads_comes_out_as_one(tmp_path):
     model = dynadapt.load(tmp_path / "new")
     name = model.names()[0]
     assert not torch.equal(model.tensor(name), dynadapt.load(tmp_path / "base").tensor(name))
+
+
+def test_a_patch_takes_no_place_of_weights(folder, capsys):
+    path = made(folder, 0, 1)
+    for side in ("v0", "v1"):
+        before = bits(folder / side)
+        assert call("patch", "make", folder / "v0", folder / "v1", "--out", folder / side / "model-a.safetensors") == 2
+        assert "is a file of" in capsys.readouterr().err and bits(folder / side) == before
+    assert call("patch", "apply", folder / "v0", path, "--out", folder / "v0" / "new") == 2
+    assert "copied into itself" in capsys.readouterr().err and not (folder / "v0" / "new").exists()
