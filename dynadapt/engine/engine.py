@@ -208,7 +208,7 @@ class Engine:
         rates = [given.optimizer_of(s).lr if given.learns else 0.0 for s in range(given.sets)]
         self.lr = torch.tensor(rates, dtype=torch.float32, device=device)
         store = MemoryState.of(c, self.memory, self.streams, dtype, device) if isinstance(self.memory, SegmentMemory) else None
-        rope = rotations(c, self.window, wide_dtype(dtype), device)
+        rope = rotations(c, self.window, wide_dtype(dtype), device, 0 if self.keep is None else self.keep.tokens)
         self.decoder = Decoder(c, self.weights, self.ops, self.workspace, self.ledger, rope, store, self.recompute, given.fixed)
         step = Step(given, self.decoder, self.learners, self.lr, self.calls.moving, asks=not given.fixed)
         self.state = step.states

@@ -194,13 +194,29 @@ def look_up_table(config: ModelConfig, head, get) -> torch.Tensor | None:
     return None if config.tied_head and config.rope_theta is not None else get("embed.weight")
 
 
-def rotations(config: ModelConfig, window: int, dtype: torch.dtype, device) -> list[tuple]:
-    """(cos, sin) by layer of the positions of a window, or two Nones where nothing is rotated. Layers share their tables."""
+def rotations(config: ModelConfig, window: int, dtype: torch.dtype, device, beside: int = 0) -> list[tuple]:
+    """(cos, sin) by layer of the positions of a window, or two Nones where nothing is rotated. Layers share their tables.
+
+    ``beside``: positions of other passes, which may be more. ValueError where so many would be rotated otherwise than a window's.
+    """
     if config.rope_theta is None:
         return [(None, None)] * config.layers
     apart = [config.window_rope_theta is not None and config.window(i) is not None for i in range(config.layers)]
-    tables = {kind: tuple(t.to(device=device, dtype=dtype) for t in rope_tables(config, window, kind)) for kind in set(apart)}
+    tables = {kind: _tables(config, window, beside, kind, device, dtype) for kind in set(apart)}
     return [tables[kind] if config.rotates(i) else (None, None) for i, kind in enumerate(apart)]
+
+
+def _tables(config: ModelConfig, window: int, beside: int, kind: bool, device, dtype) -> tuple[torch.Tensor, ...]:
+    found = rope_tables(config, window, kind)
+    if beside > window:
+        longer = rope_tables(config, beside, kind)
+        if not all(torch.equal(a, b[:window]) for a, b in zip(found, longer)):
+            raise ValueError(
+                f"keep.tokens={beside} with a window of {window} tokens: {config.family} rotates so many positions otherwise than the window's; "
+                f"expected at most {window}"
+            )
+        found = longer
+    return tuple(t.to(device=device, dtype=dtype) for t in found)
 
 
 def check_quantised(model) -> None:

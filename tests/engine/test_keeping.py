@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynadapt import SGD, Adam, Engine, Full, KeepPrior, LoRA, Overlap, RowSparse, SegmentMemory, Slow
 from dynadapt.model import ModelError, hf_name, random_model, tiny_config
+from dynadapt.model.hf_config import config_from_hf, config_to_hf
 from dynadapt.model.layout import hf_order
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2", "gemma3", "granite", "gptneox"]
@@ -273,3 +274,22 @@ def test_a_guard_scores_the_prior_as_ever():
         e.step(text(1, k))
         assert torch.equal(e.last.nll_static, static.step(text(1, k)))
     assert e.keeping.divergence[0] > 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_pieces_may_be_longer_than_the_window(family):
+    """In positions that the text's own segments never reach."""
+    short, long = (engine("fp32", family, segment=segment) for segment in (N - 2, T))
+    for e in (short, long):
+        for k in range(3):
+            e.step(text(1, k, N - 2))
+    assert torch.equal(masters(short), masters(long)) and short.keeping.divergence == long.keeping.divergence
+
+
+def test_pieces_that_would_be_rotated_otherwise_are_refused():
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 5, "long_factor": [1.0 + i for i in range(5)]}
+    raw = {**config_to_hf(tiny_config("llama")), "rope_scaling": {**scaling, "original_max_position_embeddings": N - 1}}
+    model = random_model(config_from_hf(raw), seed=1, std=0.1)
+    with pytest.raises(ValueError, match=f"keep.tokens={N} with a window of {N - 2} tokens: llama rotates so many positions otherwise"):
+        Engine(model, LoRA(2), segment=N - 2, keep=kept(), **PLACES["fp32"])
+    Engine(model, LoRA(2), segment=N, keep=kept(), **PLACES["fp32"])  # there the window's are rotated so, too
