@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,6 +164,7 @@ def cell(folder: Path, config, model, checkpoint: int = 8) -> dict:
     """The summary of a run in ``folder``: read where it is finished, gone on with where it was stopped; scores.npy lies beside it."""
     fresh = not (folder / "summary.json").exists()
     summary = run(config, folder, RunOptions(resume=True, scores=True, checkpoint=checkpoint), model=model)
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # nothing goes on with it; with all weights learning it is gigabytes
     if fresh:
         print(f"{folder.parent.name:24} {folder.name:28} {summary['nll']:.4f}", flush=True)
     return summary
