@@ -1,6 +1,6 @@
 """The most memory that the first of several processes takes (docs/distributed.md): alone, one of two, and one of two with --shard.
 
-    python benchmarks/distributed_memory.py --out benchmarks/results/distributed-memory.json     # a few minutes on two cores; no times
+    python benchmarks/distributed_memory.py --out runs/distributed-memory.json     # a few minutes on two cores; no times
 
 SmolLM2-135M, every parameter, Adam, bf16, two steps of 4 rows of 64 tokens. What a step holds does not depend on its text, so the text is this
 repository's documents. Peaks are `peak_memory_bytes` of summary.json, the largest resident size of the process that writes.

@@ -15,6 +15,8 @@ class GatheredGradients:
         self.flops = 0
 
     def __getattr__(self, name: str):
+        if name == "ops":  # of a copy, which has no attributes yet
+            raise AttributeError(name)
         return getattr(self.ops, name)
 
     def lora_gradient(self, *call) -> None:

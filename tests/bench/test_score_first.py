@@ -30,10 +30,12 @@ def test_verdicts(differences, ratio, verdict):
 
 
 def test_without_learning_both_read_the_same_where_nothing_has_been_dropped(monkeypatch):
-    monkeypatch.setattr(script, "BYTES", 4 * script.CHUNK)
-    model = random_model(tiny_config("llama", **script.SIZES), seed=0, std=0.1)
-    ids = torch.randint(256, (script.BYTES + 1,), generator=torch.Generator().manual_seed(0))
-    again, memory = (script.arm(model, reads, None, ids) for reads in script.READS)
+    monkeypatch.setattr(script, "TOKENS", 4 * script.CHUNK)
+    sizes = {**script.SIZES, "hidden_size": 64, "layers": 2, "heads": 2, "kv_heads": 2, "head_dim": 32, "ffn_size": 96}
+    model = random_model(tiny_config("llama", vocab_size=256, **sizes), seed=0, std=0.1)
+    ids = torch.randint(256, (script.TOKENS + 1,), generator=torch.Generator().manual_seed(0))
+    document = script.Document("made up", ids, 2 * script.TOKENS)
+    again, memory = (script.arm(model, reads, None, document) for reads in script.READS)
     assert memory["bits_per_byte"] == pytest.approx(again["bits_per_byte"], abs=1e-5) and memory["flops"] < again["flops"] / 2
-    learned = [script.arm(model, reads, 1e-2, ids)["bits_per_byte"] for reads in script.READS]
+    learned = [script.arm(model, reads, 1e-2, document)["bits_per_byte"] for reads in script.READS]
     assert learned[0] != pytest.approx(learned[1], abs=1e-5), "gradients go through the window in one of them"
