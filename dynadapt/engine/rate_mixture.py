@@ -8,6 +8,7 @@ from dataclasses import asdict
 import torch
 
 from dynadapt.adapt.guard import as_guard
+from dynadapt.adapt.reset_policy import Alarm
 from dynadapt.common.checks import integer, number, sequence, token_ids, wrong
 from dynadapt.common.reprs import safe
 
@@ -43,8 +44,12 @@ class RateMixture:
         self.halve = None if halve is None else integer("halve", halve)
         if settings.get("shared"):
             raise ValueError("shared=True with rates: learners have weights of their own; expected False")
+        if isinstance(settings.get("reset"), Alarm):
+            raise ValueError(f"reset={settings['reset']!r} with rates: each learner looks at its own score; expected 'auto'")
         if settings.get("slow") is not None:
             raise ValueError(f"slow={settings['slow']!r} with rates: learners of one text would feed it that text each; expected None")
+        if isinstance(settings.get("reset"), Alarm):
+            raise ValueError(f"reset={settings['reset']!r} with rates: each learner looks at its own score; expected 'auto'")
         self.texts, k = integer("streams", streams), len(self.rates)
         self.engine = Engine(model, streams=self.texts * k, **settings)
         if self.engine.adapt is None:

@@ -244,7 +244,11 @@ class EvalConfig:
         either={"optimizer": WITH_STATISTICS, "select": ("contrast",)},
     )
     lr: float | None = setting(
-        None, f"learning rate per update (default: {USUAL_RATES})", least=0, what="a finite rate", needs={**LEARNS, "rates": (None,)}
+        None,
+        f"learning rate per update (default: {USUAL_RATES}; of Gemma 3's adapters an eighth)",
+        least=0,
+        what="a finite rate",
+        needs={**LEARNS, "rates": (None,)},
     )
     betas: str | None = setting(
         None,
@@ -454,6 +458,10 @@ def _check_together(config: EvalConfig) -> None:
         raise ConfigError(f"targets {config.targets!r} with adapt {config.adapt!r}: give adapt full, or targets all, attn or mlp")
     if config.targets == "model" and config.layers:
         raise ConfigError(f"layers {config.layers[0]}:{config.layers[1]} with targets 'model': every layer learns; give no layers")
+    if str(config.reset).startswith("auto:") and config.rates:
+        raise ConfigError(
+            f"reset {config.reset!r} with rates {config.rates!r}: each rate's learner looks at its own score; give reset auto"
+        )
     if str(config.reset).startswith("auto:") and config.guard is None:
         raise ConfigError(
             f"reset {config.reset!r} without a guard: there is no prior's score to raise an alarm by; give guard, or reset auto"

@@ -72,10 +72,9 @@ def make_patch(before, after, path, number: int = 1) -> Patch:
     """
     states = []
     for place in (before, after):
-        files = tensor_files(place)
-        if Path(path).resolve() in {file.resolve() for file in files}:
-            raise PatchError(f"{path}: is a file of {place}'s weights; name another for the patch")
-        state = read_tensors(files)
+        if Path(place).resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
+            raise PatchError(f"{path}: is {place} or inside it, where a patch would pass for a part of the model; name another place")
+        state = read_tensors(tensor_files(place))
         for name, value in state.items():
             if value.dtype != torch.bfloat16:
                 word = str(value.dtype).removeprefix("torch.")

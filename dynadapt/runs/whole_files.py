@@ -79,6 +79,8 @@ def replacing(path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a directory")
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is a device, a pipe or a socket, which a file would replace")
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         temporary = Path(name)

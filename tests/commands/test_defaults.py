@@ -386,3 +386,17 @@ def test_adapters_of_gemma_3_learn_at_an_eighth_of_the_usual_rate(tmp_path, caps
     assert one == same != other
     assert settle(EvalConfig(rates="1e-3,2e-3"), tiny_config("gemma3")).lr is None  # each learner has its own
     assert settle(EvalConfig(), tiny_config("llama")).lr is None
+
+
+def test_a_diagnosis_says_the_rate_that_it_learned_at(tmp_path, capsys):
+    base = tiny_root(tmp_path, 300)
+    tiny_directory(base / "gemma", "gemma3")
+    (base / "gemma" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (base / "b.txt").write_text(english(200, 7))
+    words = ["diagnose", "--model", base / "gemma", "--text", base / "b.txt", "--learn", base / "a.txt", "--segment", 16, "--rank", 2]
+    words += ["--dtype", "fp32", "--out", tmp_path / "found"]
+    assert call(*words) == 0
+    assert json.loads((tmp_path / "found" / "config.json").read_text())["lr"] == 2.5e-4
+    capsys.readouterr()
+    assert call(*words, "--resume", "--lr", 2.5e-4) == 0
+    assert call(*words, "--resume", "--lr", 2e-3) == 2 and "lr is 0.00025" in capsys.readouterr().err

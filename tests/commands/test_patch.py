@@ -1,6 +1,8 @@
 """`dynadapt patch`: a receiver's files have the sender's bits; what does not fit is refused and leaves nothing behind."""
 
 import json
+import os
+import stat
 
 import pytest
 import torch
@@ -143,11 +145,18 @@ def test_a_model_that_dynadapt_reads_comes_out_as_one(tmp_path):
     assert not torch.equal(model.tensor(name), dynadapt.load(tmp_path / "base").tensor(name))
 
 
-def test_a_patch_takes_no_place_of_weights(folder, capsys):
+@pytest.mark.parametrize("name", ["model-a.safetensors", "config.json", "update.patch"])
+def test_a_patch_takes_no_place_of_weights(folder, capsys, name):
     path = made(folder, 0, 1)
     for side in ("v0", "v1"):
         before = bits(folder / side)
-        assert call("patch", "make", folder / "v0", folder / "v1", "--out", folder / side / "model-a.safetensors") == 2
-        assert "is a file of" in capsys.readouterr().err and bits(folder / side) == before
+        assert call("patch", "make", folder / "v0", folder / "v1", "--out", folder / side / name) == 2
+        assert "or inside it" in capsys.readouterr().err and bits(folder / side) == before
     assert call("patch", "apply", folder / "v0", path, "--out", folder / "v0" / "new") == 2
     assert "copied into itself" in capsys.readouterr().err and not (folder / "v0" / "new").exists()
+
+
+def test_a_pipe_is_not_replaced_by_a_file(folder, capsys):
+    os.mkfifo(folder / "pipe")
+    assert call("patch", "make", folder / "v0", folder / "v1", "--out", folder / "pipe") == 2
+    assert "a device, a pipe or a socket" in capsys.readouterr().err and stat.S_ISFIFO((folder / "pipe").stat().st_mode)

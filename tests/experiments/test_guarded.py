@@ -9,7 +9,7 @@ from command_line import call
 from tiny import two_texts_config, two_texts_root
 
 import dynadapt
-from dynadapt import Alarm, Guard
+from dynadapt import Alarm, Guard, RateMixture
 from dynadapt.adapt.mixture import regret
 from dynadapt.experiments import guarded
 from dynadapt.experiments.config import ConfigError, EvalConfig
@@ -165,6 +165,10 @@ def test_where_it_does_not_go(root):
     with pytest.raises(ConfigError, match="^guard 4 with 2 processes"):
         _check(settings, 2)
     check_tune(EvalConfig(rates="0.1,0.2"), 5.0)  # compares them
+    with pytest.raises(ConfigError, match="^reset .auto:slower=0.5. with rates"):
+        config(root, guard="exact", rates="0.1,0.2", reset="auto:slower=0.5")
+    with pytest.raises(ValueError, match="^reset=Alarm.* with rates: each learner looks at its own score"):
+        RateMixture("made up", [0.1, 0.2], guard="exact", reset=Alarm(slower=0.5))
     with pytest.raises(ConfigError, match="guard='exact': expected one of"):
         lm_eval_config("document", {"guard": "exact"})
     assert "guard" not in config(root).to_dict() and "rates" not in config(root).to_dict()

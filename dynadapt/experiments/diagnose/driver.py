@@ -10,7 +10,7 @@ import numpy as np
 
 from dynadapt.common.digests import digest_of
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.defaults import settled_dtype
+from dynadapt.experiments.defaults import at_family_rate, settled_dtype
 from dynadapt.experiments.dyneval import RunOptions, run
 from dynadapt.runs.logs import check_logs, show_finished
 from dynadapt.runs.rundir import RunDirectory, RunError
@@ -61,6 +61,8 @@ def run_diagnosis(
     contents = {path: fact["sha256"] for group in groups for path, fact in inputs(group, [source.check() for source in group]).items()}
     before = _load(config.eval.model) if model is None else model
     config = replace(config, eval=config.eval.with_(dtype=settled_dtype(config.eval, out, resume)))
+    if config.learn:  # what the run of its own learns at is what this one's files say
+        config = replace(config, eval=at_family_rate(config.eval, before.config))
     kind = "learned" if config.learn else "adapter" if is_adapter(config.after) else "model"
     after = _load(config.after) if kind == "model" else None
     if after is not None:
