@@ -52,7 +52,7 @@ SEGMENT, PART, PARTS, SPLICES, RUN = 128, 1536, 3, 8, 4096
 KINDS = ("held out", "shuffled", "words")
 BEHIND, FALSE, SEGMENTS = 0.005, 0.02, 256
 ARMS: dict[str, dict] = {
-    "static": {"adapt": None},
+    "static": {"adapt": None, "optimizer": None},
     "never": {},
     "lower": {},
     "oracle": {},
@@ -111,8 +111,6 @@ def score(model, arm: str, ids: list[int], splices: list[int], **more) -> dict:
     """One arm's loss and resets on one text."""
     rate = usual_rate(model.config) / (2 if arm == "lower" else 1)
     given = {"adapt": LoRA(), "optimizer": Adam(lr=rate), "memory": SegmentMemory(512), "segment": SEGMENT, **ARMS[arm], **more}
-    if given["adapt"] is None:
-        given["optimizer"] = None
     engine, total, resets, start = Engine(model, **given), 0.0, [], time.perf_counter()
     for begin in range(0, len(ids) - 1, SEGMENT):
         if arm == "oracle" and begin in splices:

@@ -610,8 +610,10 @@ class Decoder:
     def _gathers(self, batch, learner, i) -> bool:
         """Whether the gradients of a layer's adapters are taken together: not where backward writes again what they read, nor with DoRA, whose
         groups share the buffer of their dy."""
+        if self.recompute:
+            return False
         groups = [place for place in PLACES if (i, place) in learner.sizes and _adapter(learner, i, place)[0] is not None]
-        if self.recompute or any(_has_lengths(learner, i, group) for group in groups):
+        if any(_has_lengths(learner, i, group) for group in groups):
             return False
         adapters = [(group, *_adapter(learner, i, group)) for group in groups]
         linears = [(*self.sizes[i, group], scale, Bt.shape[-2] if Bt.dim() == 3 else 0) for group, _, Bt, scale, _ in adapters]

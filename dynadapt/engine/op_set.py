@@ -29,11 +29,7 @@ class OpSet:
         return self.backend == "triton" and kernel_module("lora_gradient").linears_fit(self.dtype, linears, streams, rows)
 
     def lora_gradients(self, calls: list[tuple]) -> None:
-        """Calls of ``lora_gradient``, of which none reads what another writes. Triton launches together what fits, with the bits of one by one."""
-        if self.backend != "triton":
-            for call in calls:
-                self.lora_gradient(*call)
-            return
+        """Calls of ``lora_gradient`` that ``gathers_gradients``, of which none reads what another writes: one launch, with the bits of one by one."""
         together = named(Choice("lora_gradient", "triton", kernel_module("lora_gradient").lora_gradients, "")).function
         (together if self.seconds is None else self._timed("lora_gradient", together, self.seconds))(calls)
 

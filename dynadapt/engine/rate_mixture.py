@@ -44,8 +44,6 @@ class RateMixture:
         self.halve = None if halve is None else integer("halve", halve)
         if settings.get("shared"):
             raise ValueError("shared=True with rates: learners have weights of their own; expected False")
-        if isinstance(settings.get("reset"), Alarm):
-            raise ValueError(f"reset={settings['reset']!r} with rates: each learner looks at its own score; expected 'auto'")
         if settings.get("slow") is not None:
             raise ValueError(f"slow={settings['slow']!r} with rates: learners of one text would feed it that text each; expected None")
         if isinstance(settings.get("reset"), Alarm):

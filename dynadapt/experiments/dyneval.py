@@ -395,7 +395,7 @@ class _Run:
             if not np.isfinite(nll[stream, :length]).all():
                 raise RunError(
                     f"the scores of segment {self.totals['segments']}, stream {stream}, are not finite: adaptation diverged at "
-                    f"{f'rates {self.config.rates}' if self.config.rates else f'lr {self.config.learning_rate:g}'}; take smaller ones, a smaller --clip, or "
+                    f"{f'rates {self.config.rates}' if self.config.rates else f'lr {self.config.learning_rate:g}'}; take a smaller rate, a smaller --clip, or "
                     "--dtype fp32" + (f". What was scored before is in {self.directory.path}" if self.directory.path else "")
                 )
 

@@ -191,10 +191,7 @@ class _Demo:
         table.status(f"{TITLES[cell.name]}: loading")
         try:
             self.cells.ask(
-                on_event,
-                what="cell",
-                config={**cell.config.to_dict(), "bos": cell.config.bos, "lr": cell.config.lr},
-                out=str(self.folder / cell.name),
+                on_event, what="cell", config={**cell.config.to_dict(), "bos": cell.config.bos}, out=str(self.folder / cell.name)
             )
         except CellFailed as failed:
             self.failures[cell.name] = str(failed)
