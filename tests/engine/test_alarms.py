@@ -261,7 +261,7 @@ def test_refusals():
     ]:
         with pytest.raises(ValueError, match=message):
             engine(HALF, **options)
-    with pytest.raises(ValueError, match="reset=Alarm.*with guard=None"):
+    with pytest.raises(ValueError, match="reset=Alarm.*with rates"):
         RateMixture(MODEL, [0.01, 0.02], guard="exact", reset=HALF, adapt=LoRA(2))
     with pytest.raises(ValueError, match="with forward_backward"):
         engine(SLOWER).forward_backward(text())
