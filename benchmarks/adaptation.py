@@ -55,12 +55,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Piece:
-    """A script of this folder. ``results``: the stem of its results file. ``rows``: what of that file is a verdict. ``takes_model``: it has --model."""
+    """A script of this folder. ``results``: the stem of its results file. ``rows``: what of that file is a verdict. ``takes_model``: it has --model.
+    ``options``: what more its command line is given."""
 
     script: str
     results: str
     rows: Callable[[dict], list[Row]]
     takes_model: bool = True
+    options: tuple[str, ...] = ()
 
     def file(self, folder: Path, model: str) -> Path:
         return folder / f"{self.results}{'' if model == MODELS[0] or not self.takes_model else '-' + model}.json"
@@ -100,7 +102,7 @@ def of_guard(results: dict) -> list[Row]:
 def of_resets(results: dict) -> list[Row]:
     v, rows = results["verdicts"], []
     for arm, found in v["spliced"].items():
-        if arm in ("static", "never", "oracle", "lower"):
+        if arm in ("static", "never", "lower") or arm.endswith("oracle"):
             continue
         n = found["texts"]
         rows.append(
@@ -109,12 +111,17 @@ def of_resets(results: dict) -> list[Row]:
                 f"{found['behind_oracle']:+.4f} ± {found['error']:.4f}", f"{seen(found['error'], n - 1, CHECKED):.4f}", f"{n} spliced",
             )
         )  # fmt: skip
-    claim, rule = "an alarm is worth more than the lower rate behind it", "slower less lower below 0, Student"
-    if part := v.get("the alarm's part"):
-        n, found = part["texts"], f"{part['slower_less_lower']:+.4f} ± {part['error']:.4f}"
-        rows.append(Row(claim, rule, part["verdict"], found, f"{seen(part['error'], n - 1, CHECKED):.4f}", f"{n} spliced"))
-    else:
-        rows.append(Row(claim, rule, "not run", "", "", ""))
+    for what, claim in (
+        ("the alarm's part", "an alarm is worth more than the lower rate behind it"),
+        ("a reset at the lower rate", "a reset at each splice helps at the lower rate too"),
+    ):
+        arm = resets.BESIDE_LOWER[what]
+        rule = f"{arm} less lower below 0, Student"
+        if part := v.get(what):
+            n, found = part["texts"], f"{part[f'{arm}_less_lower']:+.4f} ± {part['error']:.4f}"
+            rows.append(Row(claim, rule, part["verdict"], found, f"{seen(part['error'], n - 1, CHECKED):.4f}", f"{n} spliced"))
+        elif arm != "lower-oracle":  # only one design has it
+            rows.append(Row(claim, rule, "not run", "", "", ""))
     needed = resets.poisson(0, upper=True) * resets.SEGMENTS / resets.FALSE
     for kind in resets.KINDS:
         rule = f"under {resets.FALSE:.0%} in {resets.SEGMENTS} segments"
@@ -186,6 +193,7 @@ def of_long(results: dict) -> list[Row]:
 PIECES = (
     Piece("guard", "guard", of_guard),
     Piece("resets", "resets", of_resets),
+    Piece("resets", "resets-long", of_resets, options=("--design", "long")),
     Piece("levels", "levels", of_levels),
     Piece("score_first", "score-first", of_score_first, takes_model=False),
     Piece("long_streams", "long-streams", of_long),
@@ -206,7 +214,7 @@ def table(folder: Path) -> str:
     for piece in PIECES:
         for model in MODELS if piece.takes_model else ("",):
             file = piece.file(folder, model or MODELS[0])
-            of = f"`{piece.script}.py`" + (f", {model}" if model else "")
+            of = f"`{' '.join((f'{piece.script}.py', *piece.options))}`" + (f", {model}" if model else "")
             if not file.exists():
                 lines += [f"**{of}**: not run.", ""]
                 continue
@@ -243,9 +251,9 @@ def run(corpus: Path, out: Path, pieces: list[Piece], models: list[str]) -> None
     (out / "results").mkdir(parents=True, exist_ok=True)
     for piece in pieces:
         for model in models if piece.takes_model else MODELS[:1]:
-            here = out / (model if piece.takes_model else "own") / piece.script
-            command = [sys.executable, str(ROOT / "benchmarks" / f"{piece.script}.py"), str(corpus), "--out", str(here)]
-            print(f"{piece.script} {model if piece.takes_model else ''}".rstrip(), flush=True)
+            here = out / (model if piece.takes_model else "own") / piece.results.replace("-", "_")
+            command = [sys.executable, str(ROOT / "benchmarks" / f"{piece.script}.py"), str(corpus), "--out", str(here), *piece.options]
+            print(f"{piece.results} {model if piece.takes_model else ''}".rstrip(), flush=True)
             if subprocess.run([*command, *(["--model", model] if piece.takes_model else [])]).returncode:
                 raise SystemExit(f"{piece.script}.py on {model} did not come to its end; the same command goes on with it")
             shutil.copyfile(here / "results.json", piece.file(out / "results", model))

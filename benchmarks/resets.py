@@ -2,31 +2,36 @@
 
     dynadapt corpus build --out corpus
     python benchmarks/resets.py corpus --out runs/resets        # stopped, the same command goes on with the next text
+    python benchmarks/resets.py corpus --out runs/resets-long --design long
 
-SmolLM2-135M, LoRA at its defaults, segments of SEGMENT and memory of 512, a stream of its own for each text. What is compared is the adapted
+SmolLM2-135M, LoRA at its defaults, memory of 512, a stream of its own for each text. What is compared is the adapted
 score (the mixture's is never much above the prior's, and would hide what a reset does). Domains are those of benchmarks/guard.py: none whose
 texts served to choose defaults.
 
-- Spliced: PARTS texts of PART tokens of different domains, one behind the other without a mark, the stream's memory going on: SPLICES of them.
-- Stationary: RUN tokens of each domain, read as one document, of three KINDS: the end of its text that is held out; paragraphs of all that it holds
-  out in random order, so that no stretch differs from another but by chance; words drawn one by one as often as they are in it.
+Two designs. "Short": segments of 128; the default rate, which was chosen with segments of 512, is too high for them. "Long": segments of 512.
+
+- Spliced: pieces of different domains, one behind the other without a mark, the stream's memory going on. Short: eight texts of three pieces of 1,536
+  tokens. Long: six texts of one piece of 8,192 tokens of every domain that still has one (text i has each domain's piece i), in random order.
+- Stationary: 4,096 tokens of each domain (long: 8,192), read as one document, of three KINDS: the end of its text that is held out; paragraphs of all that it
+  holds out in random order, so that no stretch differs from another but by chance; words drawn one by one as often as they are in it (long: the first only).
 
 Arms: static; never; oracle (`Engine.reset` at each splice, before its first segment); auto (the CUSUM of its own score); with a guard
 full (`reset="auto"`), half (`Alarm(back=0.5)`), ring (`Alarm(ring=4)`), slower (`Alarm(slower=0.5)`), and recipe (`Alarm(nats=2, back=0.5)`).
-Lower is the control of slower: half the rate from the first token on, and no reset.
+Lower is the control of slower: half the rate from the first token on, and no reset. Lower-oracle (long only) resets at each splice at that rate.
 
 Rules, fixed before the runs:
 - spliced: an arm passes where its mean over spliced texts of (its loss - the oracle's) is at most 0.005 nats a token. Of the mean, the
   standard error is given; confirmed or refuted needs 0.005 outside of Student's 95% interval of the mean over texts, else it is open. (As fixed it was two
   standard errors, which four texts do not bear out: made stricter after the runs, by which one arm that was confirmed and two that were refuted are open.)
 - gain: mean of (its loss - that of never resetting), below 0 by the same interval: it helps. The oracle itself is not judged.
+- what a reset is worth at the lower rate: mean of (lower-oracle's loss - lower's). Wholly below 0: a reset helps there too, confirmed; wholly above: refuted.
 - the alarm's part: mean of (slower's loss - lower's). Wholly below 0: the alarm is worth more than the lower rate alone, confirmed; wholly above: refuted.
 - false alarms: on stationary text of each kind, alarms over segments, scaled to 256 segments, is under 2%. With no alarm in n segments the rate of alarms is
   under 3/n with 95% (Hanley and Lippman-Hand 1983): refuted where there is an alarm and the lower bound (exact Poisson, 95%) is above it,
   confirmed where the upper bound is below it, else open. Half, ring and slower raise the alarms of full up to the first, and are not run.
 
-Earlier results had four splices, one kind of 2,048 tokens and no lower. All of this takes about 25
-minutes on two quiet cores.
+Earlier results of the short design had four splices, one kind of 2,048 tokens and no lower. Short takes about 25 minutes on two quiet cores with AVX512-BF16, long
+about TIME. The long design and its rule were fixed before its runs, and after those of the short one.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ import math
 import random
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,13 +54,30 @@ from benchmarks.guard import held_out  # noqa: E402
 from benchmarks.script import TUNED, by_text_and_arm, corpus_parser_of, domains_of, mean_error, usual_rate  # noqa: E402
 from dynadapt import Adam, Alarm, Engine, LoRA, SegmentMemory, load  # noqa: E402
 
-SEGMENT, PART, PARTS, SPLICES, RUN = 128, 1536, 3, 8, 4096
 KINDS = ("held out", "shuffled", "words")
+
+
+@dataclass(frozen=True)
+class Design:
+    """Sizes in tokens. ``texts``: how many are spliced, of ``parts`` pieces each; parts None: of one of every domain that has one. ``run``: of a
+    stationary text. ``without``: an arm that is not run."""
+
+    segment: int
+    part: int
+    parts: int | None
+    texts: int
+    run: int
+    kinds: tuple[str, ...]
+    without: str = ""
+
+
+DESIGNS = {"short": Design(128, 1536, 3, 8, 4096, KINDS, without="lower-oracle"), "long": Design(512, 8192, None, 6, 8192, KINDS[:1])}
 BEHIND, FALSE, SEGMENTS = 0.005, 0.02, 256
 ARMS: dict[str, dict] = {
     "static": {"adapt": None, "optimizer": None},
     "never": {},
     "lower": {},
+    "lower-oracle": {},
     "oracle": {},
     "auto": {"reset": "auto"},
     "full": {"guard": "exact", "reset": "auto"},
@@ -63,63 +86,77 @@ ARMS: dict[str, dict] = {
     "slower": {"guard": "exact", "reset": Alarm(slower=0.5)},
     "recipe": {"guard": "exact", "reset": Alarm(nats=2, back=0.5)},
 }
+BESIDE_LOWER = {"the alarm's part": "slower", "a reset at the lower rate": "lower-oracle"}  # arms that are judged beside it
 DETECTING = ["auto", "full", "recipe"]  # half, ring and slower have full's first alarm
 
 
-def texts(corpus: Path, tokenizer) -> dict[str, tuple[list[int], list[int]]]:
+def texts(corpus: Path, tokenizer, design: Design) -> dict[str, tuple[list[int], list[int]]]:
     """name -> (ids, where its domain changes). Where the tokenizer begins texts with a token of its own, it stands in place of a text's first."""
     begins = list(getattr(tokenizer, "begins", ()))
     domains = [domain for domain in domains_of(corpus, []) if domain not in TUNED]
     ids = {domain: tokenizer.encode(held_out(corpus, domain)) for domain in domains}
-    needed = PART * SPLICES + RUN
+    found = {f"splice {i + 1}: {', '.join(pieces)}": spliced(pieces, begins) for i, pieces in enumerate(pieces_of(ids, design))}
     for domain in domains:
-        if len(ids[domain]) < needed:
-            raise SystemExit(f"{corpus}: {domain} holds out {len(ids[domain])} tokens; {needed} are needed")
-    found, rng = {}, random.Random(0)
-    for i in range(SPLICES):
-        chosen = rng.sample(domains, PARTS)
-        found[f"splice {i + 1}: {', '.join(chosen)}"] = (
-            begins + [token for domain in chosen for token in ids[domain][i * PART : (i + 1) * PART]][len(begins) :],
-            [PART * part for part in range(1, PARTS)],
-        )
-    for domain in domains:
-        for kind in KINDS:
-            found[f"stationary, {kind}: {domain}"] = (
-                begins + stationary(kind, ids[domain], held_out(corpus, domain), tokenizer)[len(begins) :],
-                [],
-            )
+        for kind in design.kinds:
+            run = stationary(kind, ids[domain], held_out(corpus, domain), tokenizer, design.run)
+            found[f"stationary, {kind}: {domain}"] = begins + run[len(begins) :], []
     return found
 
 
-def stationary(kind: str, ids: list[int], text: str, tokenizer) -> list[int]:
-    """RUN ids of one kind, of a domain's held-out text and its ids."""
+def pieces_of(ids: dict[str, list[int]], design: Design) -> list[dict[str, list[int]]]:
+    """For each spliced text its pieces by domain, in order. No two texts share a piece, nor has one what is in a stationary text that is held out.
+
+    Raises:
+        SystemExit: a domain has too few tokens.
+    """
+    count = {domain: (len(own) - design.run) // design.part for domain, own in ids.items()}
+    needed = 1 if design.parts is None else design.texts
+    for domain, pieces in count.items():
+        if pieces < needed:
+            raise SystemExit(f"{domain} holds out {len(ids[domain])} tokens; {needed * design.part + design.run} are needed")
+    rng, found = random.Random(0), []
+    for i in range(design.texts):
+        there = [domain for domain in ids if i < count[domain]]
+        chosen = rng.sample(there, design.parts or len(there))
+        found.append({domain: ids[domain][i * design.part : (i + 1) * design.part] for domain in chosen})
+    return found
+
+
+def spliced(pieces: dict[str, list[int]], begins: list[int]) -> tuple[list[int], list[int]]:
+    part = len(next(iter(pieces.values())))
+    ids = [token for piece in pieces.values() for token in piece]
+    return begins + ids[len(begins) :], [part * i for i in range(1, len(pieces))]
+
+
+def stationary(kind: str, ids: list[int], text: str, tokenizer, run: int) -> list[int]:
+    """``run`` ids of one kind, of a domain's held-out text and its ids."""
     if kind == "held out":
-        return ids[-RUN:]
+        return ids[-run:]
     rng = random.Random(0)
     if kind == "shuffled":
         parts = [part for part in text.split("\n\n") if part.strip()]
         mixed = "\n\n".join(rng.sample(parts, len(parts)))
     else:
-        mixed = " ".join(rng.choices(text.split(), k=2 * RUN))
-    found = tokenizer.encode(mixed[: 40 * RUN])[:RUN]
-    if len(found) < RUN:
-        raise SystemExit(f"{kind} text has {len(found)} tokens; {RUN} are needed")
+        mixed = " ".join(rng.choices(text.split(), k=2 * run))
+    found = tokenizer.encode(mixed[: 40 * run])[:run]
+    if len(found) < run:
+        raise SystemExit(f"{kind} text has {len(found)} tokens; {run} are needed")
     return found
 
 
-def score(model, arm: str, ids: list[int], splices: list[int], **more) -> dict:
+def score(model, arm: str, ids: list[int], splices: list[int], segment: int, **more) -> dict:
     """One arm's loss and resets on one text."""
-    rate = usual_rate(model.config) / (2 if arm == "lower" else 1)
-    given = {"adapt": LoRA(), "optimizer": Adam(lr=rate), "memory": SegmentMemory(512), "segment": SEGMENT, **ARMS[arm], **more}
+    rate = usual_rate(model.config) / (2 if arm.startswith("lower") else 1)
+    given = {"adapt": LoRA(), "optimizer": Adam(lr=rate), "memory": SegmentMemory(512), "segment": segment, **ARMS[arm], **more}
     engine, total, resets, start = Engine(model, **given), 0.0, [], time.perf_counter()
-    for begin in range(0, len(ids) - 1, SEGMENT):
-        if arm == "oracle" and begin in splices:
+    for begin in range(0, len(ids) - 1, segment):
+        if arm.endswith("oracle") and begin in splices:
             engine.reset(0)
-        scores = engine.step(torch.tensor([ids[begin : begin + SEGMENT + 1]]))
+        scores = engine.step(torch.tensor([ids[begin : begin + segment + 1]]))
         adapted = scores if engine.last.nll_adapted is None else engine.last.nll_adapted
         total += adapted.double().sum().item()
         if engine.last.was_reset[0]:
-            resets.append({"segment": begin // SEGMENT, "to": engine.last.went_back.get(0, "prior")})
+            resets.append({"segment": begin // segment, "to": engine.last.went_back.get(0, "prior")})
     seconds = round(time.perf_counter() - start, 1)
     return {"nll": total / (len(ids) - 1), "resets": resets, "flops": sum(engine.flops.values()), "seconds": seconds}
 
@@ -149,7 +186,7 @@ def verdicts(rows: list[dict]) -> dict:
         gain, gain_error = mean_error([row["arms"][arm]["nll"] - row["arms"]["never"]["nll"] for row in spliced])
         verdict = "open" if abs(behind - BEHIND) < reach * error else "confirmed" if behind < BEHIND else "refuted"
         found["spliced"][arm] = {
-            "verdict": "-" if arm == "oracle" else verdict,
+            "verdict": "-" if arm.endswith("oracle") else verdict,
             "behind_oracle": behind,
             "error": error,
             "beside_never": gain,
@@ -160,10 +197,11 @@ def verdicts(rows: list[dict]) -> dict:
             "splices": sum(len(row["splices"]) for row in spliced),
             "texts": len(spliced),
         }
-    if {"slower", "lower"} <= set(there) and len(spliced) > 1:
-        parted, error = mean_error([row["arms"]["slower"]["nll"] - row["arms"]["lower"]["nll"] for row in spliced])
-        verdict = "open" if abs(parted) <= reach * error else "confirmed" if parted < 0 else "refuted"
-        found["the alarm's part"] = {"verdict": verdict, "slower_less_lower": parted, "error": error, "texts": len(spliced)}
+    for what, arm in BESIDE_LOWER.items():
+        if {arm, "lower"} <= set(there) and len(spliced) > 1:
+            parted, error = mean_error([row["arms"][arm]["nll"] - row["arms"]["lower"]["nll"] for row in spliced])
+            verdict = "open" if abs(parted) <= reach * error else "confirmed" if parted < 0 else "refuted"
+            found[what] = {"verdict": verdict, f"{arm}_less_lower": parted, "error": error, "texts": len(spliced)}
     for kind in KINDS:
         of_kind = [row for row in still if row["kind"] == kind]
         alarms = {arm: _alarms([row for row in of_kind if arm in row["arms"]], arm) for arm in DETECTING}
@@ -190,8 +228,12 @@ def page(results: dict) -> str:
         pair = lambda mean, error: f"{mean:+.4f} ± {error:.4f}"  # noqa: E731
         beside = [pair(v["behind_oracle"], v["error"]), pair(v["beside_never"], v["beside_never_error"])]
         lines.append(f"| {arm} | {v['nll']:.4f} | {beside[0]} | {beside[1]} | {v['resets']} | {v['verdict']} |")
-    if v := of.get("the alarm's part"):
-        lines += ["", f"Slower less lower: {v['slower_less_lower']:+.4f} ± {v['error']:.4f} over {v['texts']} texts: {v['verdict']}."]
+    for what, arm in BESIDE_LOWER.items():
+        if v := of.get(what):
+            lines += [
+                "",
+                f"{arm.capitalize()} less lower: {v[f'{arm}_less_lower']:+.4f} ± {v['error']:.4f} over {v['texts']} texts: {v['verdict']}.",
+            ]
     lines += ["", "| text | arm | alarms | segments | per 256 segments (95%) | under 2% |", "|---|---|---|---|---|---|"]
     for kind, arms in of["stationary"].items():
         for arm, v in arms.items():
@@ -203,27 +245,29 @@ def page(results: dict) -> str:
 
 
 def main() -> int:
-    given = corpus_parser_of(__doc__, "runs/resets").parse_args()
-    model = load(given.model)
-    found = texts(given.corpus, model.tokenizer)
+    parser = corpus_parser_of(__doc__, "runs/resets")
+    parser.add_argument("--design", choices=list(DESIGNS), default="short", help="(default: %(default)s)")
+    given = parser.parse_args()
+    design, model = DESIGNS[given.design], load(given.model)
+    found = texts(given.corpus, model.tokenizer, design)
     heads = [
         {
             "text": name,
             "kind": None if splices else name.split(":")[0].removeprefix("stationary, "),
             "tokens": len(ids) - 1,
-            "segments": -(-(len(ids) - 1) // SEGMENT),
+            "segments": -(-(len(ids) - 1) // design.segment),
             "splices": splices,
         }
         for name, (ids, splices) in found.items()
     ]
     results = by_text_and_arm(
         given.out,
-        {"model": given.model, "segment": SEGMENT, "part": PART, "parts": PARTS, "run": RUN},
+        {"model": given.model, "segment": design.segment, "part": design.part, "parts": design.parts, "run": design.run},
         heads,
-        lambda row: ARMS if row["splices"] else DETECTING,
-        lambda text, arm: score(model, arm, *found[text]),
+        lambda row: [arm for arm in ARMS if arm != design.without] if row["splices"] else DETECTING,
+        lambda text, arm: score(model, arm, *found[text], design.segment),
         verdicts,
-        lambda row, arm: f"{row['text']:60} {arm:8} {row['arms'][arm]['nll']:.4f}  {len(row['arms'][arm]['resets'])} resets",
+        lambda row, arm: f"{row['text']:60} {arm:12} {row['arms'][arm]['nll']:.4f}  {len(row['arms'][arm]['resets'])} resets",
     )
     (given.out / "results.md").write_text(page(results))
     print(json.dumps(results["verdicts"], indent=1))

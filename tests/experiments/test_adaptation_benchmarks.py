@@ -95,20 +95,38 @@ class Words:
 
 
 def test_kinds_of_stationary_text():
+    run = 300
     text = "\n\n".join(f"p{i} a{i} b{i}" for i in range(2000))
-    of = {kind: resets.stationary(kind, text.split(), text, Words()) for kind in resets.KINDS}
-    assert all(len(ids) == resets.RUN for ids in of.values())
-    assert of["held out"] == text.split()[-resets.RUN :]
+    of = {kind: resets.stationary(kind, text.split(), text, Words(), run) for kind in resets.KINDS}
+    assert all(len(ids) == run for ids in of.values())
+    assert of["held out"] == text.split()[-run:]
     firsts = [word for word in of["shuffled"] if word.startswith("p")]
     assert firsts != sorted(firsts, key=lambda word: int(word[1:])) and len(set(firsts)) == len(firsts)
     assert of["shuffled"][1] == "a" + of["shuffled"][0][1:] and of["words"][1] != "a" + of["words"][0][1:]
     with pytest.raises(SystemExit, match="shuffled text has 3 tokens"):
-        resets.stationary("shuffled", [], "p a b", Words())
+        resets.stationary("shuffled", [], "p a b", Words(), run)
 
 
-@pytest.mark.parametrize("script", [guard, resets])
-def test_results_have_the_verdicts_that_their_rows_give(script):
-    file = ROOT / "benchmarks" / "results" / f"{script.__name__.rpartition('.')[2]}.json"
+def test_pieces_of_spliced_texts_are_of_one_text_each():
+    """Short: the same number of every text; long: one of each domain that still has one, none of them in the stationary text."""
+    short, long = resets.DESIGNS["short"], resets.DESIGNS["long"]
+    ids = {f"d{i}": list(range(100_000 * i, 100_000 * i + (2 + 3 * i) * long.part + long.run + 5)) for i in range(4)}
+    for design, counts in ((short, [3] * short.texts), (long, [4, 4, 3, 3, 3, 2])):
+        found = resets.pieces_of(ids, design)
+        assert [len(pieces) for pieces in found] == counts
+        used = [token for pieces in found for piece in pieces.values() for token in piece]
+        assert len(set(used)) == len(used) == sum(counts) * design.part
+        assert not set(used) & {token for own in ids.values() for token in own[-design.run :]}
+        assert any(list(pieces) != sorted(pieces) for pieces in found)
+        joined, splices = resets.spliced(found[0], [7])
+        assert joined[0] == 7 and len(joined) == counts[0] * design.part and splices == [design.part * i for i in range(1, counts[0])]
+    with pytest.raises(SystemExit, match="d9 holds out 9000 tokens; 16384 are needed"):
+        resets.pieces_of({"d9": [0] * 9000}, long)
+
+
+@pytest.mark.parametrize("script,stem", [(guard, "guard"), (resets, "resets"), (resets, "resets-long")])
+def test_results_have_the_verdicts_that_their_rows_give(script, stem):
+    file = ROOT / "benchmarks" / "results" / f"{stem}.json"
     content = json.loads(file.read_text())
     assert json.loads(json.dumps(script.verdicts(content["rows"]))) == content["verdicts"]
 
@@ -126,7 +144,7 @@ def test_the_page_has_the_tables_of_the_results(tmp_path, capsys, monkeypatch):
 
 def test_what_has_no_results_is_not_run(tmp_path):
     table = adaptation.table(tmp_path)
-    assert table.count("not run.") == 2 * 4 + 1 and "|" not in table  # score_first has a model of its own
+    assert table.count("not run.") == 2 * 5 + 1 and "|" not in table  # score_first has a model of its own
     (tmp_path / "guard-gemma3-270m.json").write_text((ROOT / "benchmarks" / "results" / "guard.json").read_text())
     table = adaptation.table(tmp_path)
     assert "**`guard.py`, smollm2-135m**: not run." in table and "**`guard.py`, gemma3-270m** (" in table
@@ -147,9 +165,9 @@ def test_it_runs_each_script_on_each_model_and_collects(tmp_path, monkeypatch):
 
     monkeypatch.setattr(adaptation.subprocess, "run", call)
     adaptation.run(tmp_path / "corpus", tmp_path / "out", list(adaptation.PIECES), list(adaptation.MODELS))
-    assert len(ran) == 9 and sum("--model" in command for command in ran) == 8
+    assert len(ran) == 11 and sum("--model" in command for command in ran) == 10
     assert {path.name for path in (tmp_path / "out" / "results").iterdir()} == {
-        f"{stem}{model}.json" for stem in ("guard", "resets", "levels", "long-streams") for model in ("", "-gemma3-270m")
+        f"{stem}{model}.json" for stem in ("guard", "resets", "resets-long", "levels", "long-streams") for model in ("", "-gemma3-270m")
     } | {"score-first.json"}
     Done.returncode = 3
     monkeypatch.setattr(adaptation.subprocess, "run", lambda command: Done)
