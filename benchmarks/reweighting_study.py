@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.reweighting_data import judged, tokens_per_byte
-from dynadapt.experiments.dyneval import PHASES, Interrupted
+from dynadapt.engine.ledger import PHASES
+from dynadapt.experiments.dyneval import Interrupted
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, SearchConfig, fit_run, run, search_mixture
 from dynadapt.experiments.reweight.compare import WANTS_LARGE_BATCHES
 from dynadapt.experiments.reweight.compare_flops import stratified_steps

@@ -31,7 +31,18 @@ ARCHS = (80, 90, 100)
 TARGET = 90  # what the kernels are tuned for
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that one block can have
 # Device functions, which are compiled inside the kernels of other files, and files of the host alone.
-NOT_KERNELS = {"__init__", "common", "compile", "choices", "epilogue", "tiles", "token_sums", "delta_parts", "lora_gradient_tiles"}
+NOT_KERNELS = {
+    "__init__",
+    "common",
+    "compile",
+    "choices",
+    "epilogue",
+    "tiles",
+    "token_sums",
+    "attention_parts",
+    "delta_parts",
+    "lora_gradient_tiles",
+}
 # Budgets are of Triton 3.9. What earlier versions (3.6) spill beyond them, in bytes by kernel and architecture, where not 0.
 OLDER_SPILLS = {
     ("dynadapt_attention_dq", 90): 356,  # heads of 256

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from dynadapt.engine.decoder import Batch
+from dynadapt.engine.batch import Batch
 from dynadapt.engine.delta_mixer import DeltaMixer
 from dynadapt.engine.ledger import Ledger
 from dynadapt.engine.op_set import OpSet

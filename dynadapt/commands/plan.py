@@ -285,7 +285,7 @@ def planned_work(config: EvalConfig, streams: int, shared: bool, threads: int | 
 def planned_slow_level(config: EvalConfig, streams: int, memory_only: bool = False) -> SlowLevelWork:
     from dynadapt.bench.plan.measured import DTYPES
     from dynadapt.bench.plan.slow import slow_work
-    from dynadapt.experiments.dyneval import slow_of
+    from dynadapt.experiments.engine_of_config import slow_of
     from dynadapt.model.geometries import geometry
 
     return slow_work(geometry(config.model), slow_of(config), streams, config.segment, DTYPES[config.dtype], True, memory_only)
@@ -296,7 +296,7 @@ def step_arguments(config: EvalConfig, streams: int, shared: bool, threads: int 
     from dynadapt.adapt.optimizers import Adam
     from dynadapt.bench.plan.measured import DTYPES
     from dynadapt.engine.settings import cpu_batch
-    from dynadapt.experiments.dyneval import adapt_of, memory_of, optimizer_of
+    from dynadapt.experiments.engine_of_config import adapt_of, memory_of, optimizer_of
     from dynadapt.model.geometries import geometry
 
     adapt = adapt_of(config)

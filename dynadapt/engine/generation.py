@@ -16,6 +16,7 @@ from dynadapt.ops import linear
 from dynadapt.ops.cross_entropy import capped
 
 from .memory import MemoryState, SegmentMemory
+from .memory_after_pass import advance_memory, count_memory
 from .step_arguments import check_ids, check_stream
 
 SINKS = 4  # first tokens that stay when a generated text outgrows the window
@@ -153,8 +154,8 @@ def _forward(engine, inputs: torch.Tensor, stream: int) -> torch.Tensor:
     decoder, step, (rows, count) = engine.decoder, engine.driver.step, inputs.shape
     batch = step.batch_of(stream, inputs)
     hidden = decoder.forward(batch, step.learner(stream), None)
-    decoder.count_memory(count, decoder.lengths)
-    decoder.advance_memory(batch, [count] * rows)
+    count_memory(decoder, count, decoder.lengths)
+    advance_memory(decoder, batch, [count] * rows)
     return hidden
 
 

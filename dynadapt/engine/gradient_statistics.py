@@ -8,7 +8,7 @@ import torch
 from dynadapt.adapt.methods import RowSparse
 from dynadapt.common.checks import token_ids
 
-from .decoder import Batch
+from .batch import Batch
 from .step_arguments import check_ids
 
 

@@ -19,7 +19,7 @@ import torch
 
 from dynadapt.adapt.keep_prior import KeepPrior
 
-from .decoder import Batch
+from .batch import Batch
 
 BUILD = 512  # reference tokens that go through the layers together
 

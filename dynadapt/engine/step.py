@@ -27,11 +27,13 @@ from dynadapt.adapt.selection import remembered
 from dynadapt.ops import hypergradient
 from dynadapt.ops import update as update_op
 
+from .batch import Batch
 from .buffers import Kind
-from .decoder import Batch, Decoder
+from .decoder import Decoder
 from .handover import Handover
 from .learners.fused import Fused
 from .learners.make import mixed_adapters
+from .memory_after_pass import advance_memory, count_memory
 from .plan import Pass, StreamState
 from .selecting import chosen, means_of
 from .settings import EngineSettings
@@ -167,7 +169,7 @@ class Step:
                 learner.state.put_back(*flagged, learner.kept)
             else:
                 self.mixed.put_back(*flagged)
-        d.advance_memory(batch, p.counts if self.asks else given["counts"])
+        advance_memory(d, batch, p.counts if self.asks else given["counts"])
 
     def nothing_to_learn(self, made: Tensors) -> bool:
         """Whether the host sees that no stream of a pass is left to learn."""
@@ -279,7 +281,7 @@ class Step:
         ``memory_lengths``: of each row's memory before the pass.
         """
         d, settings, memory = self.decoder, self.settings, self.decoder.memory
-        d.count_memory(kind.width, memory_lengths)
+        count_memory(d, kind.width, memory_lengths)
         flagged = [s for s, flag in zip(p.streams, made["reset"].tolist()) if flag] if self.asks and self.changes is not None else []
         if kind.backward and not self.nothing_to_learn(made):
             self._count_learning(kind, p, self._still(made).tolist())

@@ -17,6 +17,7 @@ import numpy as np
 
 from dynadapt.common.version import VERSION
 from dynadapt.distributed import Processes
+from dynadapt.engine.ledger import PHASES
 from dynadapt.runs.append_only import read_metrics
 from dynadapt.runs.rundir import RunDirectory, RunError, check_finished, open_directory, read_json, write_json
 from dynadapt.runs.text import Source, expand, inputs
@@ -25,7 +26,10 @@ from dynadapt.runs.texts.expanding import selection
 from . import guarded
 from .config import ConfigError, EvalConfig
 from .defaults import settled
-from .dyneval import PHASES, RunOptions, _bits_per_byte, _load, expect_files, run
+from .dyneval import RunOptions, run
+from .eval_model import load
+from .eval_texts import expect_files
+from .eval_totals import bits_per_byte
 
 COUNTS = ("tokens", "bytes", "updates", "skipped_updates", "resets", "segments", "short_documents")
 
@@ -38,7 +42,7 @@ def run_parts(
     progress is called with the lines of this process's own part; options.log get the lines of all of them, when they are merged.
     Raises what dyneval.run does, and ProcessError.
     """
-    config = processes.from_first(lambda: settled(config, out, options.resume, lambda: _load(config.model)))
+    config = processes.from_first(lambda: settled(config, out, options.resume, lambda: load(config.model)))
     processes.same({**config.to_dict(), **asdict(options), "version": VERSION})
     sources, facts = processes.together(lambda: _check(config, processes.world))
     files = {f"text {path!r}": fact for path, fact in inputs(sources, facts).items()}
@@ -140,7 +144,7 @@ def merged_summary(parts: list[dict], shares: list[list[int]]) -> dict:
     summary.update(
         nll=mean,
         perplexity=math.exp(min(mean, 700.0)),
-        bits_per_byte=_bits_per_byte(mean * summary["tokens"], summary["bytes"]),
+        bits_per_byte=bits_per_byte(mean * summary["tokens"], summary["bytes"]),
         seconds=seconds,
         tokens_per_second=summary["tokens"] / seconds,
         flops=flops,
@@ -169,7 +173,7 @@ def merged_lines(parts: list[list[dict]], shares: list[list[int]]) -> list[dict]
                 "process": rank,
                 "total_tokens": tokens,
                 "total_nll": nll / tokens,
-                "total_bits_per_byte": _bits_per_byte(nll, size),
+                "total_bits_per_byte": bits_per_byte(nll, size),
                 "total_seconds": max(of["total_seconds"] for of in last.values()),
                 "documents": [None if i is None else shares[rank][i] for i in line["documents"]],
             }

@@ -7,7 +7,7 @@ from test_invariants import SEGMENT, engine, learned_step, scores, text
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, Muon
-from dynadapt.engine.decoder import Batch
+from dynadapt.engine.batch import Batch
 from dynadapt.model import from_state, hf_name, random_model, tiny_config
 from dynadapt.model.layout import canonical_order
 

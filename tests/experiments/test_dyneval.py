@@ -407,9 +407,9 @@ def test_a_text_that_turns_out_empty_leaves_no_directory(model_directory, tmp_pa
 @pytest.fixture
 def device(monkeypatch):
     """An engine on the CPU that the driver takes for one on a device; the order in which steps begin and scores are read."""
-    from dynadapt.experiments import dyneval
+    from dynadapt.experiments.eval_run import EvalRun
 
-    seen, run_of, step, wait = [], dyneval._Run.__init__, dyneval._Run._step, dyneval._Run._count_in
+    seen, run_of, step, wait = [], EvalRun.__init__, EvalRun._step, EvalRun._count_in
 
     def as_on_a_device(self, *arguments):
         run_of(self, *arguments)
@@ -424,7 +424,7 @@ def device(monkeypatch):
         return wait(self, *arguments)
 
     for name, function in (("__init__", as_on_a_device), ("_step", stepped), ("_count_in", read)):
-        monkeypatch.setattr(dyneval._Run, name, function)
+        monkeypatch.setattr(EvalRun, name, function)
     return seen
 
 

@@ -12,7 +12,8 @@ from dynadapt.commands.evaluate import add_options
 from dynadapt.commands.settings import config_from
 from dynadapt.engine import presets as engine_presets
 from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.dyneval import RunOptions, adapt_of, memory_of, optimizer_of, run
+from dynadapt.experiments.dyneval import RunOptions, run
+from dynadapt.experiments.engine_of_config import adapt_of, memory_of, optimizer_of
 from dynadapt.model import random_model, tiny_config
 
 

@@ -14,11 +14,13 @@ import torch
 from dynadapt.adapt.methods import LoRA, RowSparse, learns_beside, whole_model, words_beside
 from dynadapt.adapt.optimizers import Adam
 from dynadapt.adapt.targets import lowest, targeted
-from dynadapt.engine.decoder import Batch, Decoder
+from dynadapt.engine.batch import Batch
+from dynadapt.engine.decoder import Decoder
 from dynadapt.engine.footprint import bytes_held
 from dynadapt.engine.learners.make import make_learner
 from dynadapt.engine.ledger import PHASES, Ledger
 from dynadapt.engine.memory import MemoryState, Overlap, SegmentMemory
+from dynadapt.engine.memory_after_pass import count_memory
 from dynadapt.engine.weights import FrozenWeights, rotations
 from dynadapt.engine.workspace import Workspace
 from dynadapt.model import ModelConfig
@@ -266,7 +268,7 @@ def _attend_to_memory(decoder: Decoder, segment: int) -> None:
     recorder, ledger = decoder.ops, decoder.ledger
     recorder.settle()
     before = dict(ledger.totals)
-    decoder.count_memory(segment, decoder.lengths)
+    count_memory(decoder, segment, decoder.lengths)
     added = {phase: ledger.totals[phase] - before[phase] for phase in PHASES}
     recorder.ops["attention_forward"].flops += added["forward"]
     if "attention_backward" in recorder.ops:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dynadapt.experiments import dyneval, guarded, kept_prior
+from dynadapt.experiments import dyneval, eval_texts, guarded, kept_prior
 from dynadapt.experiments.compare.joined_scores import sources_of
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.defaults import begin_of
@@ -77,9 +77,9 @@ def open_run(path: str | Path, tokens: int) -> Replay:
     _expect(run, kept_prior.check(config, [source.check() for source in sources]))
     engine = dyneval.build_engine(model, config)
     if config.reads_statistics:
-        statistics, digest = dyneval._statistics_text(config, [source.check() for source in sources])
+        statistics, digest = eval_texts.statistics_text(config, [source.check() for source in sources])
         _expect(run, {f"statistics text {config.statistics!r}": digest})
-        engine.gather_statistics(dyneval._statistics(statistics, config, tokenizer, begin))
+        engine.gather_statistics(eval_texts.statistics_segments(statistics, config, tokenizer, begin))
     return Replay(run, config, engine, segments, whole)
 
 

@@ -10,7 +10,7 @@ import torch
 from dynadapt.adapt import SGD, LoRA
 from dynadapt.engine.engine import NEVER, Engine
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.dyneval import build_engine, memory_of
+from dynadapt.experiments.engine_of_config import build_engine, memory_of
 from dynadapt.model import linear_shapes, peft_name
 from dynadapt.model.errors import ModelError
 from dynadapt.model.layout import hf_module

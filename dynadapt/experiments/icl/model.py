@@ -18,7 +18,8 @@ from torch import Tensor
 
 from dynadapt.adapt.methods import Full
 from dynadapt.adapt.optimizers import Adam
-from dynadapt.engine.decoder import Batch, Decoder
+from dynadapt.engine.batch import Batch
+from dynadapt.engine.decoder import Decoder
 from dynadapt.engine.learners.beside_tensors import bias_name
 from dynadapt.engine.learners.whole_model import ModelLearner
 from dynadapt.engine.ledger import Ledger

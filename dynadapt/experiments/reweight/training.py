@@ -32,9 +32,11 @@ from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.common.version import VERSION
 from dynadapt.distributed import Processes, join
 from dynadapt.distributed.learn import collected, connect
+from dynadapt.engine.ledger import PHASES
 from dynadapt.experiments.config import ConfigError
 from dynadapt.experiments.defaults import settled_dtype
-from dynadapt.experiments.dyneval import PHASES, _finite, interruptible
+from dynadapt.experiments.dyneval import interruptible
+from dynadapt.experiments.eval_totals import finite
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
 from dynadapt.experiments.mixers.mixer import check_weights
 from dynadapt.runs.rundir import Follower, RunDirectory, RunError, open_directory
@@ -327,7 +329,7 @@ class _Training:
             "weights": in_force,
             "notes": list(self.mixer.notes),
             "lr": rate,
-            "grad_norm": _finite(report.grad_norm[own.start]),
+            "grad_norm": finite(report.grad_norm[own.start]),
             "skipped": skipped,
             "flops": flops,
         }

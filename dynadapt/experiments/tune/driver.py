@@ -124,9 +124,9 @@ def _check(config: EvalConfig, minutes: float) -> None:
 
 
 def _model(config: EvalConfig, model):
-    from dynadapt.experiments.dyneval import _checked, _load
+    from dynadapt.experiments.eval_model import checked, load
 
-    return _checked(config, _load(config.model) if model is None else model)
+    return checked(config, load(config.model) if model is None else model)
 
 
 def _check_length(text: Text, segment: int) -> None:

@@ -1,0 +1,162 @@
+"""What the kernels of attention share: how rows and tiles of [memory; segment] are read, scores and their soft-cap, blocks, variants."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .common import Variant, block, dot, hyperbolic_tangent, variant
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+MAX_HEAD = 256  # a head lies in the registers of one program
+
+
+@triton.jit
+def halves(base, row_stride, rows, valid, cos, sin, position, D: tl.constexpr, HP: tl.constexpr):
+    """Both halves [B, HP] of rows of length D, rotated to position + rows where cos is given; rows not ``valid`` are 0."""
+    H: tl.constexpr = (D + 1) // 2
+    c = tl.arange(0, HP)
+    at = base + rows[:, None] * row_stride + c[None, :]
+    x1 = tl.load(at, mask=valid[:, None] & (c < H)[None, :], other=0)
+    x2 = tl.load(at + H, mask=valid[:, None] & (c < D - H)[None, :], other=0)
+    if cos is not None:
+        place = (position + rows)[:, None] * H + c[None, :]
+        cs = tl.load(cos + place, mask=valid[:, None] & (c < H)[None, :], other=0)
+        sn = tl.load(sin + place, mask=valid[:, None] & (c < H)[None, :], other=0)
+        w1, w2 = x1.to(tl.float32), x2.to(tl.float32)
+        x1, x2 = (w1 * cs - w2 * sn).to(x1.dtype), (w2 * cs + w1 * sn).to(x1.dtype)
+    return x1, x2
+
+
+@triton.jit
+def rows_of(base, row_stride, rows, valid, D: tl.constexpr, DP: tl.constexpr):
+    """Rows [B, DP] of length D; rows not ``valid`` are 0."""
+    c = tl.arange(0, DP)
+    return tl.load(base + rows[:, None] * row_stride + c[None, :], mask=valid[:, None] & (c < D)[None, :], other=0)
+
+
+@triton.jit
+def tile_of(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH: tl.constexpr, BN: tl.constexpr):
+    """Tile n of [memory; segment]: its keys [BN] counted in their part, which of them exist, both parts' address, row stride and
+    position, and the last key that each row sees [BM]."""
+    end, stride, position, last = segment, WIDTH, length, rows
+    if mem_k is not None:
+        in_memory = n < memory_tiles
+        n -= tl.where(in_memory, 0, memory_tiles)
+        k, v = tl.where(in_memory, mem_k, k), tl.where(in_memory, mem_v, v)
+        end, stride = tl.where(in_memory, length, segment), tl.where(in_memory, mem_row, WIDTH)
+        position, last = tl.where(in_memory, 0, length), tl.where(in_memory, length - 1, rows)
+    keys = n * BN + tl.arange(0, BN)
+    return keys, keys < end, k, v, stride, position, last
+
+
+@triton.jit
+def first_tile(memory_tiles, length, first, window, BN: tl.constexpr):
+    """The tile of [memory; segment] with the first key that query ``first`` sees."""
+    begin = 0
+    if window is not None:
+        oldest = length + first - window + 1  # counted from the memory's start
+        begin = tl.where(oldest < length, tl.maximum(oldest, 0) // BN, memory_tiles + tl.maximum(oldest - length, 0) // BN)
+    return begin
+
+
+@triton.jit
+def capped(s, scale, softcap):
+    """scale log2(e) s of products of queries and keys, or with a soft-cap that of capped scores."""
+    if softcap is None:
+        s *= scale * LOG2E
+    else:
+        s = hyperbolic_tangent(s * (scale / softcap)) * (softcap * LOG2E)
+    return s
+
+
+@triton.jit
+def scores(q1, q2, k1, k2, scale, softcap, keys, position, last, place, window):
+    """scale log2(e) q k^T [BM, BN], soft-capped, of keys up to each row's last one, and within the window that ends at the row's place [BM];
+    ``position``: of the keys' part."""
+    s = tl.zeros([q1.shape[0], k1.shape[0]], tl.float32)
+    s = capped(dot(q2, tl.trans(k2), dot(q1, tl.trans(k1), s)), scale, softcap)
+    seen = keys[None, :] <= last[:, None]
+    if window is not None:
+        seen &= place[:, None] - (position + keys)[None, :] < window
+    return tl.where(seen, s, float("-inf"))
+
+
+@triton.jit
+def stream_of(slots, mem_len, stream):
+    slot = tl.load(slots + stream).to(tl.int64)
+    length = 0
+    if mem_len is not None:
+        length = tl.load(mem_len + slot)
+    return slot, length
+
+
+def block_sizes(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int) -> tuple[dict, dict]:
+    """(block sizes, launch options) by what leaves no register spilled.
+
+    bfloat16: each warp owns 16 rows of the accumulators, which wgmma wants, 8 warps where there is work for all SMs. What is
+    walked over comes in 64s, in 32s where accumulators have 128 columns; it does not depend on ``large``, so that a stream's
+    results do not depend on how many others there are. float32 has no tensor cores here and keeps whole rows in registers.
+    Heads of more than 128 have two accumulators each that wide in backward, over 8 warps with 16 rows walked at a time.
+    On sm_80 (``arch`` 80) a product's operands are registers too, so its blocks are smaller, those of dq most.
+    """
+    narrow = d <= 64
+    own, walked = (128 if large and arch != 80 else 64), (64 if narrow else 32)
+    if arch == 80 and kernel == "dq":
+        own, walked = (64 if narrow else 32), 32
+    wide = d > 128 and kernel != "forward" and dtype != torch.float32
+    if wide:
+        own, walked = 64, 16
+    if dtype == torch.float32:
+        own, walked = (32 if narrow else 16), 16
+    sizes = {"BM": walked, "BN": own} if kernel == "dkv" else {"BM": own, "BN": walked}
+    return sizes, {"num_warps": 8 if own == 128 or wide else 4, "num_stages": 2}
+
+
+def sums_by_head(hq: int, hkv: int, d: int, arch: int) -> bool:
+    """Whether dk and dv are summed head by head of a group, and so may be split over its heads. Two sums of more than 64 columns each
+    would not fit in registers beside those of one head, nor do smaller ones where a product's operands are registers (sm_80) or
+    accumulators come from tensor memory (sm_100)."""
+    return hq > hkv and d <= 64 and arch == 90
+
+
+def geometry(hq, hkv, d):
+    return {"HQ": hq, "HKV": hkv, "D": d, "HP": block((d + 1) // 2, MAX_HEAD), "DP": block(d, MAX_HEAD)}
+
+
+_TYPES = {
+    **dict.fromkeys(("dout", "qkv", "out", "mem_k", "mem_v", "dqkv", "rotated_q", "rotated_k"), "*bf16"),
+    **dict.fromkeys(("lse", "delta", "cos", "sin", "shares"), "*fp32"),
+    **dict.fromkeys(("mem_len", "slots", "done"), "*i32"),
+    **dict.fromkeys(("scale", "softcap"), "fp32"),
+    "window": "i32",
+}
+
+
+def variant_of(kernel, function, d, dtype, large, arch, absent=("window", "softcap"), split=False) -> Variant:
+    sizes, options = block_sizes(kernel, dtype, d, large, arch)
+    if kernel == "dkv":
+        sizes |= dict(BY_HEAD=sums_by_head(32, 8, d, arch), SPLIT=split)
+    short = "bf16" if dtype == torch.bfloat16 else "fp32"
+    name = f"d {d}, {short}, {sizes['BM']} x {sizes['BN']}" + "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
+    name += "" if "window" in absent else ", a window"
+    name += "" if "softcap" in absent else ", capped"
+    name += ", split by heads" if split else ""
+    absent = (*absent, *(() if split else ("shares", "done")))
+    nothing = {name: None for name in absent if name in function.arg_names}
+    constexprs = {**geometry(32, 8, d), **sizes, **nothing}
+    return variant(name, function, _TYPES, constexprs, dtype=short, tensor_core=short == "bf16", archs=(arch,), **options)
+
+
+SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (False, True)]
+_HOPPER = [*SMALL, *_LARGE, (96, torch.bfloat16, True), (64, torch.float32, False), (128, torch.float32, False)]
+_MEMORY, _ROTATION = ("softcap", "window", "mem_k", "mem_v", "mem_len"), ("cos", "sin")
+_GEMMA = (256, torch.bfloat16, True)
+
+
+def variants(kernel: str, function) -> list[Variant]:
+    """Those of one kernel over shapes and architectures, with and without what may be absent."""
+    found = [variant_of(kernel, function, *shape, arch) for shapes, arch in ((_HOPPER, 90), (_LARGE, 100), (SMALL, 80)) for shape in shapes]
+    found += [variant_of(kernel, function, *SMALL[0], 90, absent=absent) for absent in (_MEMORY, _MEMORY + _ROTATION)]
+    return found + [variant_of(kernel, function, *_GEMMA, 90, absent=absent) for absent in (("softcap",), ())]
