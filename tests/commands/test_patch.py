@@ -133,6 +133,47 @@ def test_a_damaged_patch_and_a_name_that_is_not_there(folder, capsys):
     assert "v9: no such file or directory" in capsys.readouterr().err and not (folder / "new").exists()
 
 
+def _link(to):
+    return lambda place: place.symlink_to(to)
+
+
+@pytest.mark.parametrize(
+    "name,spoil,said",
+    [
+        ("gone.json", _link("../blobs/1"), "gone.json: is a link to ../blobs/1, which is not there; expected files"),
+        ("more/gone", _link("nowhere"), "more/gone: is a link to nowhere, which is not there"),
+        ("model-c.safetensors", _link("nowhere"), "model-c.safetensors: is a link to nowhere, which is not there"),
+        ("itself", _link("itself"), "itself: is a link to itself, which is not there"),
+        ("more/round", _link(".."), "more/round: is a link to .., in which it lies itself"),
+        ("pipe", os.mkfifo, "pipe: is a pipe, a socket or a device; expected files"),
+    ],
+)
+def test_what_can_not_be_copied_is_refused_by_name(folder, capsys, name, spoil, said):
+    path = made(folder, 0, 1)
+    spoil(folder / "v0" / name)
+    capsys.readouterr()
+    assert call("patch", "apply", folder / "v0", path, "--out", folder / "new") == 2
+    assert f"{folder}/v0/{said}" in capsys.readouterr().err and not (folder / "new").exists()
+
+
+def test_links_to_what_is_there_are_followed(folder):
+    path = made(folder, 0, 1)
+    (folder / "blob").write_text("kept")
+    (folder / "v0" / "linked.json").symlink_to("../blob")
+    assert call("patch", "apply", folder / "v0", path, "--out", folder / "new") == 0
+    assert (folder / "new" / "linked.json").read_text() == "kept" and not (folder / "new" / "linked.json").is_symlink()
+
+
+def test_what_a_killed_command_left_goes(folder):
+    path = made(folder, 0, 1)
+    (folder / ".new.making-abcdefgh").mkdir()
+    (folder / ".new.making-abcdefgh" / "half").write_text("half")
+    (folder / ".1.patch.making-abcdefgh").write_text("half")
+    assert call("patch", "apply", folder / "v0", path, "--out", folder / "new") == 0
+    made(folder, 0, 1)
+    assert not list(folder.glob(".*"))
+
+
 def test_a_model_that_dynadapt_reads_comes_out_as_one(tmp_path):
     tiny_directory(tmp_path / "base")
     state = {name: value.bfloat16() for name, value in load_file(tmp_path / "base" / "model.safetensors").items()}
