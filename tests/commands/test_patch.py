@@ -6,10 +6,10 @@ import stat
 
 import pytest
 import torch
-from command_line import call
+from command_line import call, words_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import tiny_directory
+from tiny import english, tiny_directory
 
 import dynadapt
 
@@ -201,3 +201,28 @@ def test_a_pipe_is_not_replaced_by_a_file(folder, capsys):
     os.mkfifo(folder / "pipe")
     assert call("patch", "make", folder / "v0", folder / "v1", "--out", folder / "pipe") == 2
     assert "a device, a pipe or a socket" in capsys.readouterr().err and stat.S_ISFIFO((folder / "pipe").stat().st_mode)
+
+
+def test_adapters_that_are_exported_in_bf16_are_patched(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(english(120))
+    tiny_directory(tmp_path / "model")
+    for number, tokens in enumerate((40, 80)):
+        words = words_of("eval", tmp_path / "model", tmp_path / "a.txt", tmp_path / f"run{number}", "--tokens", tokens, "--lr", 0.01)
+        assert call(*words, "--memory", 0) == 0
+        for dtype in ("fp32", "bf16"):
+            assert call("export", tmp_path / f"run{number}", "--out", tmp_path / f"{dtype}-{number}", "--dtype", dtype) == 0
+    assert call("export", tmp_path / "run0", "--out", tmp_path / "plain") == 0
+    files = {place: tmp_path / place / "adapter_model.safetensors" for place in ("plain", "fp32-0", "bf16-0", "bf16-1")}
+    whole, stored = (load_file(files[place]) for place in ("plain", "bf16-0"))
+    assert all(torch.equal(whole[name].bfloat16(), value) for name, value in stored.items()) and whole.keys() == stored.keys()
+    assert all(torch.equal(whole[name], value) for name, value in load_file(files["fp32-0"]).items())
+    assert dynadapt.load(tmp_path / "bf16-0") is not None  # an adapter that is read as any other
+    patch = tmp_path / "p"
+    assert call("patch", "make", tmp_path / "bf16-0", tmp_path / "bf16-1", "--out", patch) == 0
+    assert call("patch", "apply", tmp_path / "bf16-0", patch, "--out", tmp_path / "new") == 0
+    assert bits(tmp_path / "new") == bits(tmp_path / "bf16-1") != bits(tmp_path / "bf16-0")
+    capsys.readouterr()
+    assert call("patch", "make", tmp_path / "fp32-0", tmp_path / "fp32-1", "--out", patch) == 2
+    assert "patches are of bf16 weights" in capsys.readouterr().err
+    assert call("export", tmp_path / "run0", "--csv", tmp_path / "t.csv", "--dtype", "bf16") == 2
+    assert "dtype bf16: with --out" in capsys.readouterr().err
