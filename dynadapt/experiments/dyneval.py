@@ -32,7 +32,7 @@ from dynadapt.runs.text import Document, Source, TextError, expand, inputs, spli
 from . import guarded, kept_prior
 from .adapter_words import PATTERNS, pattern_of, targets_of
 from .config import ConfigError, EvalConfig
-from .defaults import begin_of, settle, settle_bos, settled, windows_begin
+from .defaults import begin_of, note_usual_rate, settle, settle_bos, settled, windows_begin
 from .optimizer_words import betas_of
 
 __all__ = ["Interrupted", "RunOptions", "StopRun", "adapt_of", "build_engine", "find_baseline", "interruptible", "optimizer_of", "run"]
@@ -85,6 +85,7 @@ def run(
         if directory.finished:
             return directory.finished
         model = _checked(config, loaded())
+        note_usual_rate(config, model.config)
         tokenizer, begin = streaming_tokenizer(model.tokenizer), begin_of(model.tokenizer, config.bos)
         begun = {} if begin is None else {"the token that texts begin with": begin}
         directory.expect({"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint(), **begun, **kept})
