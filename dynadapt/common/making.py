@@ -43,12 +43,12 @@ def discard(path: Path) -> None:
 
 
 def _made(path: Path, directory: bool) -> tuple[Path, int | None]:
+    prefix = f".{path.name}.{MARK}"
     while True:
-        where = {"dir": path.parent, "prefix": f".{path.name}.{MARK}"}
         if directory:
-            made = Path(tempfile.mkdtemp(**where))
+            made = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
         else:
-            handle, name = tempfile.mkstemp(**where)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix)
             os.close(handle)
             made = Path(name)
         try:
@@ -74,7 +74,11 @@ def _locked(path: Path, how: int = fcntl.LOCK_EX) -> int:
 
 def _remove_leftovers(path: Path) -> None:
     ours = re.compile(re.escape(f".{path.name}.{MARK}") + "[a-z0-9_]{8}")
-    for name in sorted(name for name in os.listdir(path.parent) if ours.fullmatch(name)):
+    try:
+        names = sorted(filter(ours.fullmatch, os.listdir(path.parent)))
+    except PermissionError:  # of a folder that can be written and not listed
+        return
+    for name in names:
         left = path.parent / name
         try:
             lock = _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
