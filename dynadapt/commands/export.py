@@ -11,6 +11,8 @@ EXAMPLES = """\
 examples:
   dynadapt export runs/novel --out adapter
       the adapter; PeftModel.from_pretrained(model, 'adapter') then loads it
+  dynadapt export runs/novel --out adapter --dtype bf16
+      the same rounded to bf16, half as large: what `dynadapt patch` takes
   dynadapt export runs/novel --csv novel.csv
       the metrics: a row a segment (of reweighting and icl runs, a step)
   dynadapt export runs/novel --parquet tokens.parquet --scores
@@ -21,6 +23,11 @@ def add_options(command) -> None:
     command.add_argument("run", metavar="RUN")
     command.add_argument("--out", metavar="DIR", help="directory to make, for the adapter or the model")
     command.add_argument("--stream", type=at_least(0), metavar="N", help="with --out: which stream's adapter (default: 0)")
+    command.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16"),
+        help="with --out: how tensors are stored, rounded to it (default: an adapter fp32, a model as the run)",
+    )
     command.add_argument("--csv", metavar="FILE", help="write the metrics there, a row a line of metrics.jsonl")
     command.add_argument("--parquet", metavar="FILE", help="the same as Parquet, with the columns' types (needs pyarrow)")
     command.add_argument("--scores", action="store_true", help="with --csv or --parquet: the scored tokens in place of the metrics")
@@ -35,6 +42,8 @@ def run(arguments) -> int:
         raise ValueError("nothing to write: give --out DIR for what was learned, or --csv FILE or --parquet FILE for what was measured")
     if arguments.stream is not None and not arguments.out:
         raise ValueError(f"stream {arguments.stream}: with --out, the adapter of one stream; tables have all streams")
+    if arguments.dtype is not None and not arguments.out:
+        raise ValueError(f"dtype {arguments.dtype}: with --out, what was learned; tables have numbers of their own types")
     if len({Path(name).absolute() for name in (arguments.out, *tables) if name}) < len(tables) + bool(arguments.out):
         raise ValueError(f"out {arguments.out}, csv {arguments.csv}, parquet {arguments.parquet}: give each a name of its own")
     if tables:
@@ -42,7 +51,7 @@ def run(arguments) -> int:
     if arguments.out:
         from dynadapt.experiments.export import export_run
 
-        print(export_run(Path(arguments.run), Path(arguments.out), arguments.stream or 0))
+        print(export_run(Path(arguments.run), Path(arguments.out), arguments.stream or 0, arguments.dtype))
     return 0
 
 

@@ -18,6 +18,12 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
 
+    def _check_value(self, action, value):
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            raise argparse.ArgumentError(action, error.message + meant(str(value), map(str, action.choices))) from None
+
     def error(self, message):
         print(f"dynadapt: error: {message}{self._meant(message)} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
@@ -27,8 +33,6 @@ class Parser(argparse.ArgumentParser):
             return meant(match[1], [option for option in self._option_string_actions if option.startswith("--")])
         if match := re.search(r"unrecognized arguments: ([^-].*)", message):
             return f"; did you mean --text {match[1]}?" if "--text" in self._option_string_actions else ""
-        if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            return meant(match[1], re.findall(r"[\w:.-]+", match[2]))
         return ""
 
 

@@ -11,6 +11,6 @@ class ConfigError(ValueError):
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?", or "" where nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
+    """ "; did you mean X?", or "" where nothing else is near."""
+    near = difflib.get_close_matches(word, [other for other in known if other != word], n=1, cutoff=0.7)
     return f"; did you mean {near[0]}?" if near else ""

@@ -60,7 +60,8 @@ class Setting:
     @property
     def accepted(self) -> str:
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            apart = repr if any("," in choice for choice in self.choices) else str
+            return f"one of {', '.join(map(apart, self.choices))}"
         bounds = {
             (True, False, True): f" from {self.least} to {self.most}",
             (True, False, False): f" of at least {self.least}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
 from dynadapt.adapt.hypergradient import as_hypergradient
@@ -9,6 +10,7 @@ from dynadapt.adapt.methods import LATER
 from dynadapt.adapt.optimizers import IN_WORDS, OPTIMIZERS, WITH_STATISTICS
 from dynadapt.adapt.reset_policy import Alarm, check_reset
 from dynadapt.adapt.selection import as_selection
+from dynadapt.common.checks import shown
 from dynadapt.common.errors import ConfigError
 from dynadapt.common.options import check, check_names, setting
 
@@ -378,13 +380,19 @@ class EvalConfig:
         for name, unsaid in {**LATER, "select": "gradient", **dict.fromkeys(later)}.items():
             if content[name] is None or content[name] == unsaid or not content[name] and name not in NUMBERS:
                 del content[name]
-        if self.bos != "yes":  # as runs have it that were begun before there was a choice
+        if self.bos == UNSAID["bos"]:  # as runs have it that were begun before there was a choice
             del content["bos"]
         return without_usual_alpha(content)
 
     @classmethod
     def from_dict(cls, content: dict) -> EvalConfig:
-        """What ``to_dict`` gave."""
+        """What ``to_dict`` gave, or what a run's config.json has: without "bos", a run whose documents begin with no token of the tokenizer's.
+
+        Raises:
+            ConfigError: it is no dictionary, names what is no setting, or a value is not accepted.
+        """
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"settings {shown(content)}: give a dictionary of them by name, as to_dict makes it")
         check_names(cls, content)
         return cls(**{**UNSAID, **content})
 
@@ -395,7 +403,7 @@ class EvalConfig:
 
     def matches(self, begun: dict) -> bool:
         """Whether `begun`, a run's config.json, is a run of this configuration, whatever its open settings became there."""
-        mine = self.to_dict()
+        mine = {name: value for name, value in self.to_dict().items() if name not in self.open}
         return {**mine, **{name: begun[name] for name in self.open if name in begun}} == begun
 
     def as_begun(self, begun: dict) -> EvalConfig:

@@ -16,13 +16,12 @@ import hashlib
 import json
 import platform
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dynadapt.runs.rundir import write_json
+from dynadapt.runs.whole_files import new_directory
 
 from .corpus_read import FORMAT, CorpusError, check_corpus, part_files, read_documents, read_manifest
 from .corpus_sources import DOMAINS, Domain, Missing
@@ -93,21 +92,13 @@ def _key(paragraph: str) -> bytes | None:
 
 
 def build(out: str | Path, settings: Settings = Settings(), progress: Callable[[str], None] = lambda text: None) -> dict:
-    """Makes the corpus in `out`, which must not exist or be empty; returns the manifest. CorpusError says which domain lacks what."""
+    """Makes the corpus in `out`, which must not exist or be empty; returns the manifest. CorpusError says which domain lacks what,
+    RunError that the disk fails."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CorpusError(f"{out} is not an empty directory; choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.tmp-", dir=out.parent))
-    try:
-        manifest = _build(work, settings, progress)
-        work.chmod(0o755)
-        if out.exists():
-            out.rmdir()
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return manifest
+    with new_directory(out, or_empty=True) as work:
+        return _build(work, settings, progress)
 
 
 def _build(folder: Path, settings: Settings, progress) -> dict:

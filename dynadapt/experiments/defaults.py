@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from dynadapt.common.notes import note
 from dynadapt.common.options import settings_of
 from dynadapt.engine.arithmetic import fastest, stored
 from dynadapt.model.family import FAMILIES
@@ -88,6 +89,24 @@ def at_family_rate(config: EvalConfig, model_config) -> EvalConfig:
     if not _usual_rate(config) or factor == 1.0:
         return config
     return config.with_(lr=LEARNING_RATES["lora"][config.optimizer] * factor)
+
+
+def note_usual_rate(config, model_config) -> None:
+    """A note where a model learns at a rate that nobody gave, and its family's adapters want another than most: rows and full learning were not
+    swept there, and reweighting has one rate for all models. `config`: of a run or of a reweighting run."""
+    factor = FAMILIES[model_config.family].adapter_rate
+    if (
+        config.adapt == "none"
+        or config.lr is not None
+        or getattr(config, "rates", None)
+        or getattr(config, "scratch", None)
+        or factor == 1.0
+    ):
+        return
+    note(
+        f"adapt {config.adapt!r} learns at {config.learning_rate:g}, the usual rate, found on another family; at usual rates learning did harm on "
+        f"{model_config.family} (docs/defaults.md): give a lower one with --lr"
+    )
 
 
 def _usual_rate(config: EvalConfig) -> bool:

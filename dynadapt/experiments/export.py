@@ -5,25 +5,33 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dynadapt.engine.settings import DTYPES
 from dynadapt.engine.state import adapter_directory
-from dynadapt.model.peft import read_settings, read_tensors
+from dynadapt.model.peft import TENSORS, read_settings, read_tensors
 from dynadapt.runs.checkpoints import last_state
 from dynadapt.runs.rundir import RunError, read_json
 from dynadapt.runs.whole_files import new_directory
 
 
-def export_run(run: Path, out: Path, stream: int = 0) -> Path:
-    """The run's adapter, or of a reweighting run without LoRA its model (reweight/export.py)."""
+def export_run(run: Path, out: Path, stream: int = 0, dtype: str | None = None) -> Path:
+    """The run's adapter, or of a reweighting run without LoRA its model (reweight/export.py).
+
+    dtype: "fp32" or "bf16", in which tensors are stored; None for an adapter as it learned, in float32, and a model in the run's own.
+    """
     config = read_json(run / "config.json")
     if config.get("kind") == "reweight" and config["adapt"] != "lora":
         from .reweight.export import export_model
 
-        return export_model(run, out)
-    return export_adapter(run, out, stream)
+        return export_model(run, out, dtype)
+    return export_adapter(run, out, stream, dtype)
 
 
-def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
-    """Copies adapter_config.json and adapter_model.safetensors of one stream from the run's last saved state to `out`.
+def export_adapter(run: Path, out: Path, stream: int = 0, dtype: str | None = None) -> Path:
+    """Copies adapter_config.json and adapter_model.safetensors of one stream from the run's last saved state to `out`, tensors as `dtype`.
 
     Raises RunError when the run has no LoRA, saved nothing, or has no such stream, or when `out` exists; ModelError when the
     saved adapter is damaged.
@@ -34,8 +42,18 @@ def export_adapter(run: Path, out: Path, stream: int = 0) -> Path:
     read_tensors(source, settings, magnitudes={}, embedding=None, beside=also)  # a damaged one is refused here, by name
     with new_directory(out) as folder:
         for file in sorted(source.iterdir()):
-            shutil.copyfile(file, folder / file.name)
+            if dtype is not None and file.name == TENSORS:
+                _store(file, folder / file.name, DTYPES[dtype])
+            else:
+                shutil.copyfile(file, folder / file.name)
     return out
+
+
+def _store(source: Path, path: Path, dtype: torch.dtype) -> None:
+    """The tensors of a safetensors file rounded to a dtype, under the metadata that they have."""
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata()
+    save_file({name: value.to(dtype) for name, value in load_file(source).items()}, str(path), metadata)
 
 
 def run_adapter(run: Path, stream: int = 0) -> Path:

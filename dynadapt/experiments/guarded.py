@@ -8,6 +8,7 @@ from collections.abc import Collection
 import numpy as np
 
 from dynadapt.common.errors import ConfigError
+from dynadapt.common.options import idle
 
 ADDED = ("guard", "rates", "halve", "levels", "slow_every", "slow_lr")  # settings that a run begun without them doesn't name
 
@@ -43,9 +44,10 @@ def rates_of(words: str) -> tuple[float, ...]:
 
 
 def refuse(config, where: str, but: Collection[str] = ()) -> None:
-    """ConfigError for a guard, rates or levels where they don't go; those in ``but`` do."""
+    """ConfigError for a guard, rates or levels where they don't go; those in ``but`` do, and those that change nothing in this run."""
+    nothing = idle(config, ADDED)
     for name in ADDED:
-        if name not in but and getattr(config, name) is not None:
+        if name not in (*but, *nothing) and getattr(config, name) is not None:
             raise ConfigError(f"{name} {getattr(config, name)!r} {where}; leave it out")
 
 

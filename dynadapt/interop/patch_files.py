@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def tensor_files(path) -> list[Path]:
         PatchError: it is not there, or a directory without one.
     """
     path = Path(path)
+    _check_link(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -30,7 +32,30 @@ def tensor_files(path) -> list[Path]:
     found = sorted(path.glob(f"*{SUFFIX}"))
     if not found:
         raise PatchError(f"{path}: holds no {SUFFIX} file; expected a model's or an adapter's directory")
+    for file in found:
+        _check_link(file)
     return found
+
+
+def check_files(base: Path) -> None:
+    """Is all that a directory holds, links followed, something that can be copied?
+
+    Raises:
+        PatchError: naming the link that leads nowhere or back into itself, or the entry that is no file.
+    """
+    for folder, folders, files in os.walk(base, followlinks=True):
+        for path in sorted(Path(folder, name) for name in (*folders, *files)):
+            _check_link(path)
+            if path.is_symlink() and path.is_dir() and path.resolve() in (Path(folder).resolve(), *Path(folder).resolve().parents):
+                raise PatchError(f"{path}: is a link to {os.readlink(path)}, in which it lies itself: copying would never end; remove it")
+            if not path.is_file() and not path.is_dir():
+                raise PatchError(f"{path}: is a pipe, a socket or a device; expected files, directories, and links to such: remove it")
+
+
+def _check_link(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        what = "expected files, directories, and links to such that are there: mend or remove it"
+        raise PatchError(f"{path}: is a link to {os.readlink(path)}, which is not there; {what}")
 
 
 def read_tensors(files: list[Path]) -> dict[str, torch.Tensor]:
@@ -87,11 +112,12 @@ def apply_to_files(base, paths, out) -> list[Patch]:
     """Write to ``out`` what patches make of ``base``, which stays: a file of a file, a directory with all else that is there of a directory.
 
     Raises:
-        PatchError: as ``apply_patch``, or ``out`` is inside ``base``; RunError: ``out`` is there already, or the disk fails. Then ``out`` is not made.
+        PatchError: as ``apply_patch``, as ``check_files``, or ``out`` is inside ``base``; RunError: ``out`` is there already, or the disk fails. Then ``out`` is not made.
     """
     base, out = Path(base), Path(out)
     if base.resolve() in out.resolve().parents:
         raise PatchError(f"{out}: is inside {base}, which would be copied into itself; name a place beside it")
+    check_files(base)
     files = tensor_files(base)
     states = {file: _tensors(file) for file in files}
     patches = apply_patch(as_one(states), paths)

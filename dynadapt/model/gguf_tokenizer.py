@@ -57,7 +57,7 @@ def gguf_tokenizer(path: Path, metadata: dict, config: ModelConfig) -> Tokenizer
         raise ModelError(f"{path}: {error}") from error
     except Exception as error:  # the tokenizers package raises plain Exception
         raise ModelError(f"{path}: the tokenizer cannot be built ({str(error)[:200]})") from error
-    return Tokenizer(backend, config.bos_token_id, config.eos_token_id, limit=config.vocab_size, special_ids=special_ids)
+    return Tokenizer(backend, config.bos_token_id, config.eos_token_id, limit=config.vocab_size, special_ids=special_ids, where=str(path))
 
 
 def _strings(metadata, key):

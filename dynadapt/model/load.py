@@ -152,6 +152,6 @@ def _advice(name: str) -> str:
         return f", and the Hugging Face cache ({hub_directory()}) has no model of this name: fetch it with: {fetch_line(name)}"
     parent = Path(name).expanduser().parent
     if parent != Path(".") and parent.is_dir():
-        there = difflib.get_close_matches(Path(name).name, [entry.name for entry in parent.iterdir()], 1, 0.7)
+        there = difflib.get_close_matches(Path(name).name, [entry.name for entry in parent.iterdir() if entry.exists()], 1, 0.7)
         return f"; did you mean {str(parent / there[0])!r}?" if there else ""
     return ""

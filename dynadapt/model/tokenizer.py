@@ -28,14 +28,29 @@ _CLEAN = (
     (" 're", "'re"),
 )
 
+NOWHERE = "the tokenizer"  # of one that was read from no file
+
+# All bytes that UTF-8 has are in it, in some character each.
+EVERY_BYTE = "".join(
+    map(chr, [*range(0x800), 0x800, *range(0x1000, 0xE000, 0x1000), 0xE000, 0xF000, 0x10000, *range(0x40000, 0x110000, 0x40000)])
+)
+
 
 def check_backend(backend: tokenizers.Tokenizer, where: str) -> None:
-    """ModelError unless the ids of a text are always the same, with special tokens whole."""
+    """ModelError unless every text has ids, which are always the same, with special tokens whole."""
     dropout = getattr(backend.model, "dropout", None)
     if dropout:
         raise ModelError(f"{where}: model.dropout = {dropout:g} gives a text other ids each time; accepted: null or 0")
     if backend.encode_special_tokens:
         raise ModelError(f"{where}: encode_special_tokens = True, which splits special tokens, is not supported; accepted: False")
+    try:
+        backend.encode(EVERY_BYTE, add_special_tokens=False)
+    except Exception as error:  # the tokenizers package raises plain Exception
+        unknown = getattr(backend.model, "unk_token", None)
+        raise ModelError(
+            f"{where}: some texts have no ids: the vocabulary lacks {'an unknown token' if unknown is None else f'the unknown token {unknown!r}'} "
+            f"({str(error)[:200]}); accepted: a vocabulary that has it, or that has a token for every byte"
+        ) from error
 
 
 class Tokenizer:
@@ -52,13 +67,13 @@ class Tokenizer:
         limit: int | None = None,
         special_ids: Mapping[str, int] | None = None,
         clean_up: bool = False,
-        where: str = "the tokenizer",
+        where: str = NOWHERE,
     ):
         """`limit` is the model's vocabulary size: a text that gives an id beyond it is refused.
 
         `special_ids` are the tokenizer's own names for its special tokens (bos_token, eos_token, pad_token, ...), which a
         model's `bos_id` and `eos_id` need not be. `clean_up`: `decode` joins punctuation to the word before it. ModelError,
-        naming `where` the backend is from, if its ids would be random or its special tokens be split.
+        naming `where` the backend is from, if its ids would be random, its special tokens be split, or texts have no ids.
         """
         check_backend(backend, where)
         backend.no_truncation()
@@ -70,6 +85,7 @@ class Tokenizer:
         own = {"bos_token": bos_id, "eos_token": eos_id} if special_ids is None else special_ids
         self.special_ids = {name: token for name, token in own.items() if token is not None}
         self.clean_up = clean_up
+        self.where = where
 
     @safe
     def __repr__(self) -> str:
@@ -158,6 +174,6 @@ class Tokenizer:
         if self.limit is not None and max(ids, default=-1) >= self.limit:
             worst = max(ids)
             raise ModelError(
-                f"the tokenizer gave id {worst} ({self.backend.id_to_token(worst)!r}), the model's vocabulary ends at {self.limit - 1}"
+                f"{'' if self.where == NOWHERE else f'{self.where}: '}the tokenizer gave id {worst} ({self.backend.id_to_token(worst)!r}), the model's vocabulary ends at {self.limit - 1}"
             )
         return ids

@@ -62,9 +62,16 @@ ROW_BEFORE = 12  # bytes of a row of scores.npy in runs whose checkpoints have n
 VARYING = ("memory_bytes", "cores", "system", "folder")  # of env.json, on which no number depends
 
 
-def differing(old: dict, new: dict) -> str:
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return "; ".join(f"{key} is {old.get(key)!r} there and {new.get(key)!r} here" for key in keys)
+def differing(old: dict, new: dict, within: str = "") -> str:
+    """Each setting that differs, by its own name where it stands among others ("domains.law"; those of "run" are a search's like its own)."""
+    found = []
+    for key in {**old, **new}:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += filter(None, [differing(a, b, "" if key == "run" else f"{within}{key}.")])
+        elif a != b:
+            found.append(f"{within}{key} is {a!r} there and {b!r} here")
+    return "; ".join(found)
 
 
 def size_of(path: Path) -> int:

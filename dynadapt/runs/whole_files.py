@@ -7,11 +7,11 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 from dynadapt.common.digests import sync_tree
+from dynadapt.common.making import discard, in_the_making
 from dynadapt.common.notes import RunNote, note  # noqa: F401  (who writes files also says notes)
 
 
@@ -74,51 +74,39 @@ def write_summary(path: Path, content: dict) -> None:
 def replacing(path: Path):
     """An empty file that nobody else has, to be filled, which takes the name `path` when all that is done inside has been done; else what
     was there before stays. RunError when the disk fails."""
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a directory")
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "it is a device, a pipe or a socket, which a file would replace")
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-        temporary = None
+        with in_the_making(path, directory=False) as temporary:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
     except OSError as error:
         raise RunError(f"{path}: can't write: {_reason(error)}") from error
-    finally:
-        if temporary:
-            discard(temporary)
 
 
 @contextmanager
-def new_directory(out: Path):
+def new_directory(out: Path, or_empty: bool = False):
     """A directory that nobody else has, which takes the name `out` when all that is done inside has been done; else it goes.
 
-    Raises RunError where `out` exists or can't be made.
+    Raises RunError where `out` exists (with `or_empty`, as anything but an empty directory) or can't be made.
     """
-    if out.exists():
-        raise RunError(f"{out} exists; name a directory that does not")
-    temporary = None
+    if os.path.lexists(out) and not (or_empty and out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
+        raise RunError(f"{out} exists; name a directory that does not{', or an empty one' if or_empty else ''}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        temporary.rename(out)
-        temporary = None
+        with in_the_making(out, directory=True) as temporary:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            temporary.rename(out)
     except Exception as error:
         cause = os_error(error, out.parent)
         if cause is None or isinstance(error, RunError):
             raise
         raise RunError(f"{out}: can't write: {_reason(cause)}") from error
-    finally:
-        if temporary:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -146,11 +134,3 @@ def os_error(error: BaseException, folder: Path) -> OSError | None:
     if full:
         return OSError(errno.ENOSPC, "no space left")
     return OSError(errno.EIO, str(error)) if "os error " in str(error) else None
-
-
-def discard(path: Path) -> None:
-    """Removes a file or a tree if the disk lets it: what is left over is recognised later."""
-    try:
-        path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
-    except OSError:
-        pass

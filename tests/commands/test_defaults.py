@@ -388,6 +388,56 @@ def test_adapters_of_gemma_3_learn_at_an_eighth_of_the_usual_rate(tmp_path, caps
     assert settle(EvalConfig(), tiny_config("llama")).lr is None
 
 
+@pytest.mark.parametrize("family", ["gemma3", "llama"])
+def test_usual_rates_of_rows_and_full_are_noted_for_gemma_3(family, tmp_path, capsys):
+    """Which no sweep has found there, and at which learning did harm; the note is an eval's and a reweighting run's."""
+    (tmp_path / "a.txt").write_text(english(80))
+    tiny_directory(tmp_path / "model", family)
+    (tmp_path / "model" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    common = ["--model", tmp_path / "model", "--segment", 16, "--dtype", "fp32"]
+    noted = "at usual rates learning did harm on gemma3 (docs/defaults.md): give a lower one with --lr"
+    for number, (adapt, more) in enumerate([("rows", []), ("full", []), ("lora", []), ("none", []), ("rows", ["--lr", 1e-5])]):
+        words = [
+            "eval",
+            "--text",
+            tmp_path / "a.txt",
+            "--adapt",
+            adapt,
+            "--memory",
+            0,
+            "--tokens",
+            40,
+            "--out",
+            tmp_path / str(number),
+            *more,
+        ]
+        assert call(*words, *common) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        expected = family == "gemma3" and adapt in ("rows", "full") and not more
+        assert (noted in said) == expected and ("note: adapt" in said) == expected, said
+        assert not expected or f"adapt {adapt!r} learns at {3e-4 if adapt == 'rows' else 1e-4:g}, the usual rate" in said
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            (tmp_path / name / f"{i}.txt").write_text(english(60, seed=i))
+    sizes = [
+        "--steps",
+        1,
+        "--rows",
+        2,
+        "--heldout-rows",
+        2,
+        "--policy",
+        "repeat",
+        "--domains",
+        f"one={tmp_path / 'one'}",
+        f"two={tmp_path / 'two'}",
+    ]
+    for number, more in enumerate([["--adapt", "lora"], ["--adapt", "full"], ["--adapt", "full", "--lr", 1e-5]]):
+        assert call("reweight", "train", *common, *sizes, *more, "--out", tmp_path / f"reweight{number}") == 0
+        assert (noted in " ".join(capsys.readouterr().err.split())) == (family == "gemma3" and "--lr" not in more)
+
+
 def test_a_diagnosis_says_the_rate_that_it_learned_at(tmp_path, capsys):
     base = tiny_root(tmp_path, 300)
     tiny_directory(base / "gemma", "gemma3")

@@ -130,6 +130,37 @@ def test_a_setting_that_changes_nothing_is_said_in_a_note(words, said, tmp_path,
     assert [str(line.message) for line in notes] == said
 
 
+def every_choice():
+    for name in COMMANDS:
+        for action in command_parser(name)._actions:
+            if action.choices and action.option_strings:
+                yield pytest.param(name, action, id=f"{name} {action.option_strings[-1]}")
+
+
+@pytest.mark.parametrize("name,action", list(every_choice()))
+def test_what_is_suggested_is_another_word_that_is_accepted(name, action, capsys):
+    """Of every choice of the command line: for its parts, and for it with a letter missing."""
+    accepted = set(map(str, action.choices))
+    near = {part for choice in accepted for part in (*re.split(r"[^\w-]", choice), choice[:-1], choice[1:], choice + "s")} - accepted - {""}
+    suggested = 0
+    for word in sorted(word for word in near if not word.startswith("-")):
+        with pytest.raises(argparse.ArgumentError) as refused:
+            command_parser(name)._check_value(action, word)
+        assert f"invalid choice: {word!r} (choose from " in str(refused.value)
+        if said := re.search("did you mean (.*)\\?$", str(refused.value)):
+            assert said[1] in accepted and said[1] != word
+            suggested += 1
+    assert suggested or max(map(len, accepted)) < 4
+
+
+def test_choices_with_commas_are_told_apart(capsys):
+    with pytest.raises(SystemExit):
+        parse(["eval", "--text", "a.txt", "--levels", "fast"])
+    assert "invalid choice: 'fast' (choose from 'fast,slow', 'slow') (see dynadapt eval --help)" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="^levels 'fast': give one of 'fast,slow', 'slow'$"):
+        EvalConfig(text=("a.txt",), levels="fast")
+
+
 def test_every_optimizer_has_usual_rates():
     """Of whatever it can learn: an adapter has no statistics at its start."""
     for kind, optimizer in OPTIMIZERS.items():

@@ -6,10 +6,10 @@ import stat
 
 import pytest
 import torch
-from command_line import call
+from command_line import call, words_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import tiny_directory
+from tiny import english, tiny_directory
 
 import dynadapt
 
@@ -133,6 +133,47 @@ def test_a_damaged_patch_and_a_name_that_is_not_there(folder, capsys):
     assert "v9: no such file or directory" in capsys.readouterr().err and not (folder / "new").exists()
 
 
+def _link(to):
+    return lambda place: place.symlink_to(to)
+
+
+@pytest.mark.parametrize(
+    "name,spoil,said",
+    [
+        ("gone.json", _link("../blobs/1"), "gone.json: is a link to ../blobs/1, which is not there; expected files"),
+        ("more/gone", _link("nowhere"), "more/gone: is a link to nowhere, which is not there"),
+        ("model-c.safetensors", _link("nowhere"), "model-c.safetensors: is a link to nowhere, which is not there"),
+        ("itself", _link("itself"), "itself: is a link to itself, which is not there"),
+        ("more/round", _link(".."), "more/round: is a link to .., in which it lies itself"),
+        ("pipe", os.mkfifo, "pipe: is a pipe, a socket or a device; expected files"),
+    ],
+)
+def test_what_can_not_be_copied_is_refused_by_name(folder, capsys, name, spoil, said):
+    path = made(folder, 0, 1)
+    spoil(folder / "v0" / name)
+    capsys.readouterr()
+    assert call("patch", "apply", folder / "v0", path, "--out", folder / "new") == 2
+    assert f"{folder}/v0/{said}" in capsys.readouterr().err and not (folder / "new").exists()
+
+
+def test_links_to_what_is_there_are_followed(folder):
+    path = made(folder, 0, 1)
+    (folder / "blob").write_text("kept")
+    (folder / "v0" / "linked.json").symlink_to("../blob")
+    assert call("patch", "apply", folder / "v0", path, "--out", folder / "new") == 0
+    assert (folder / "new" / "linked.json").read_text() == "kept" and not (folder / "new" / "linked.json").is_symlink()
+
+
+def test_what_a_killed_command_left_goes(folder):
+    path = made(folder, 0, 1)
+    (folder / ".new.making-abcdefgh").mkdir()
+    (folder / ".new.making-abcdefgh" / "half").write_text("half")
+    (folder / ".1.patch.making-abcdefgh").write_text("half")
+    assert call("patch", "apply", folder / "v0", path, "--out", folder / "new") == 0
+    made(folder, 0, 1)
+    assert not list(folder.glob(".*"))
+
+
 def test_a_model_that_dynadapt_reads_comes_out_as_one(tmp_path):
     tiny_directory(tmp_path / "base")
     state = {name: value.bfloat16() for name, value in load_file(tmp_path / "base" / "model.safetensors").items()}
@@ -160,3 +201,28 @@ def test_a_pipe_is_not_replaced_by_a_file(folder, capsys):
     os.mkfifo(folder / "pipe")
     assert call("patch", "make", folder / "v0", folder / "v1", "--out", folder / "pipe") == 2
     assert "a device, a pipe or a socket" in capsys.readouterr().err and stat.S_ISFIFO((folder / "pipe").stat().st_mode)
+
+
+def test_adapters_that_are_exported_in_bf16_are_patched(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(english(120))
+    tiny_directory(tmp_path / "model")
+    for number, tokens in enumerate((40, 80)):
+        words = words_of("eval", tmp_path / "model", tmp_path / "a.txt", tmp_path / f"run{number}", "--tokens", tokens, "--lr", 0.01)
+        assert call(*words, "--memory", 0) == 0
+        for dtype in ("fp32", "bf16"):
+            assert call("export", tmp_path / f"run{number}", "--out", tmp_path / f"{dtype}-{number}", "--dtype", dtype) == 0
+    assert call("export", tmp_path / "run0", "--out", tmp_path / "plain") == 0
+    files = {place: tmp_path / place / "adapter_model.safetensors" for place in ("plain", "fp32-0", "bf16-0", "bf16-1")}
+    whole, stored = (load_file(files[place]) for place in ("plain", "bf16-0"))
+    assert all(torch.equal(whole[name].bfloat16(), value) for name, value in stored.items()) and whole.keys() == stored.keys()
+    assert all(torch.equal(whole[name], value) for name, value in load_file(files["fp32-0"]).items())
+    assert dynadapt.load(tmp_path / "bf16-0") is not None  # an adapter that is read as any other
+    patch = tmp_path / "p"
+    assert call("patch", "make", tmp_path / "bf16-0", tmp_path / "bf16-1", "--out", patch) == 0
+    assert call("patch", "apply", tmp_path / "bf16-0", patch, "--out", tmp_path / "new") == 0
+    assert bits(tmp_path / "new") == bits(tmp_path / "bf16-1") != bits(tmp_path / "bf16-0")
+    capsys.readouterr()
+    assert call("patch", "make", tmp_path / "fp32-0", tmp_path / "fp32-1", "--out", patch) == 2
+    assert "patches are of bf16 weights" in capsys.readouterr().err
+    assert call("export", tmp_path / "run0", "--csv", tmp_path / "t.csv", "--dtype", "bf16") == 2
+    assert "dtype bf16: with --out" in capsys.readouterr().err

@@ -53,6 +53,7 @@ def audited(config, out: Path, options=SCORES, positions=8, **more) -> Report:
 NATIVE = {"backend": "cpu", "memory": 16}
 KINDS = {
     "static": ({"adapt": "none"}, ALL),
+    "static, with what learners have": ({"adapt": "none", "guard": "exact", "slow_every": 40}, ALL),
     "lora": ({"memory": 16, "refresh": "reproject"}, LEARNS_ON),
     "lora, bf16": ({**NATIVE, "dtype": "bf16"}, LEARNS_ON),
     "int8": ({**NATIVE, "base": "int8"}, LEARNS_ON),
@@ -325,7 +326,10 @@ def test_documents_of_a_guarded_run_know_nothing_of_each_other(root, tmp_path):
     assert verdicts(report) == {**ALL, "streams": PASSED}
 
 
-@pytest.mark.parametrize("settings,word", [({"rates": "1e-3,1e-2"}, "rates"), ({"levels": "fast,slow"}, "levels")])
+@pytest.mark.parametrize(
+    "settings,word",
+    [({"rates": "1e-3,1e-2"}, "rates"), ({"levels": "fast,slow"}, "levels"), ({"levels": "slow", "adapt": "none"}, "levels")],
+)
 def test_learners_side_by_side_and_levels_are_refused(settings, word, root, tmp_path):
     dyneval.run(config_of(root, backend="cpu", **settings), tmp_path / "run", SCORES)
     with pytest.raises(ValueError, match=f"{word} .*in the run: an audit goes back"):

@@ -241,6 +241,7 @@ def test_what_is_refused_by_name(tokenizer):
         (dict(reset="never"), "reset='never': expected one of stateless, document, stream"),
         (dict(batch_size=8), "batch_size=8"),
         (dict(streams=2), "streams=2: expected one of"),
+        (dict(adapt="none", levels="slow"), "levels='slow': expected one of"),  # every request would change the next one's scores
         (dict(learning_rate=1), "learning_rate=1: expected one of"),
         (dict(optimizer="rms", adapt="full"), "optimizer='rms'"),
         (dict(select="contrast", adapt="rows"), "select='contrast'"),

@@ -149,7 +149,7 @@ def test_interrupted(step, wheel, tmp_path):
 
 
 def test_left_by_a_killed_fetch(wheel, tmp_path):
-    left = tmp_path / "cache" / f".{NAME}.tmp-abc" / "wheel"
+    left = tmp_path / "cache" / f".{NAME}.making-abcdefgh" / "wheel"
     left.mkdir(parents=True)
     (left / "half").write_bytes(b"half")
     fetching.fetch(NAME, from_file=wheel)

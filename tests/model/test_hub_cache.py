@@ -146,6 +146,10 @@ def test_files_that_are_no_model(cache, tmp_path):
     ):
         with pytest.raises(ModelError, match=said):
             load(given)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ModelError) as refused:
+        load(tmp_path / "link")
+    assert "did you mean" not in str(refused.value)  # itself
     (model / "metrics.jsonl").write_text("")
     with pytest.raises(ModelError, match="is a run, not a model.*dynadapt export"):
         load(model)

@@ -14,6 +14,7 @@ import torch
 from command_line import call
 from corpora import write_manifest
 from run_files import Killed, final_state, kill_at, without_time
+from safetensors.torch import load_file
 from tiny import english, reweight_settings, tiny_directory
 
 import dynadapt
@@ -272,6 +273,9 @@ def test_what_a_run_learned_leaves_it_as_files(changes, root, tmp_path, capsys):
     if config.adapt == "lora":
         assert (tmp_path / "out" / "adapter_model.safetensors").exists()
         return
+    assert call("export", tmp_path / "run", "--out", tmp_path / "half", "--dtype", "bf16") == 0
+    whole, half = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "half"))
+    assert all(torch.equal(whole[name].bfloat16(), value) for name, value in half.items()) and whole.keys() == half.keys()
     model = dynadapt.load(tmp_path / "out")
     again = run(config_for(root, model=str(tmp_path / "out"), steps=1, lr=0.0), tmp_path / "again")
     assert again["heldout_start"] == pytest.approx(summary["heldout"], abs=1e-5) and model.tokenizer is not None

@@ -1,6 +1,7 @@
 """Searching for a mixture: what is measured, what is counted, that it can be killed anywhere, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from dynadapt.experiments.reweight.mixture_law import LawError
 from dynadapt.experiments.reweight.probes import Probes, merged_model
 from dynadapt.experiments.reweight.search import SearchConfig, drawn, search_mixture
 from dynadapt.runs.rundir import RunError
+from dynadapt.runs.stopping import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVEN = np.full(2, 0.5)
@@ -118,6 +120,23 @@ def test_a_killed_search_goes_on_with_the_same_losses(method, root, tmp_path):
     assert min(whole["flops"].values()) > 0
 
 
+def test_going_on_with_other_settings_names_those_alone(root, tmp_path):
+    out = tmp_path / "search"
+    with pytest.raises(Interrupted):
+        search_mixture(config_for(root), OPMIX, out, progress=lambda line: False)
+    changes = {"steps": 30, "domains": {"prose": str(root / "prose"), "digits": str(root / "digits" / "0.txt")}}
+    with pytest.raises(RunError) as refused:
+        search_mixture(replace(config_for(root), **changes), replace(OPMIX, part=0.2), out, resume=True)
+    said = str(refused.value)
+    assert "another configuration: part is 0.3 there and 0.2 here; domains.digits is " in said and "steps is 40 there and 30 here" in said
+    assert "{" not in said and "prose" not in said and "heldout" not in said
+
+
+def test_a_size_is_refused_by_its_own_name():
+    with pytest.raises(ConfigError, match="^proxy 'big': give LAYERSxHIDDEN"):
+        SearchConfig(method="proxies", proxy="big")
+
+
 def test_what_was_found_is_what_a_run_is_given(root, tmp_path):
     found = search_mixture(config_for(root), OPMIX, tmp_path / "search")
     from dynadapt.experiments.reweight.config import named_weights
@@ -162,6 +181,7 @@ def test_mixtures_lie_around_the_initial_weights():
         (dict(mixtures=4), {}, "mixtures 4 for 2 domains: a law has 3 numbers and is fitted to 3, four parts of five; give at least 5"),
         ({}, PROXIES, "method 'op-mix' with scratch '1x16': .*dynadapt export"),
         (dict(method="proxies", proxy="1x16"), {}, "proxy '1x16' without scratch"),
+        (dict(), dict(weights={"prose": 0, "digits": 1}), "weights: domain 'prose' has 0: .*a weight above 0, or leave it out"),
         (dict(method="proxies", mixtures=5, part=1.0), dict(policy="stop", steps=500, **PROXIES), "proxy 0: .*out of data"),
         (dict(mixtures=5, part=1.0), dict(policy="stop", steps=500), "of the probes: .*out of data.*--policy repeat"),
     ],

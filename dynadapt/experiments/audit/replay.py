@@ -60,10 +60,7 @@ def open_run(path: str | Path, tokens: int) -> Replay:
     if (run.path / "scores.npy").exists() and "token" not in (run.scores().dtype.names or ()):
         raise RunError(f"{run.path} was made by a version whose scores keep no tokens: run it again with this one")
     config = EvalConfig.from_dict(run.config)
-    if config.adapt != "none":
-        guarded.refuse(
-            config, "in the run: an audit goes back to where a stream was, which learners side by side and levels can't", ("guard",)
-        )
+    guarded.refuse(config, "in the run: an audit goes back to where a stream was, which learners side by side and levels can't", ("guard",))
     sources = sources_of(run)
     model = load(_found(run, config.model))
     _expect(run, {"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint()})

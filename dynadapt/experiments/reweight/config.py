@@ -79,12 +79,12 @@ def unless_named(read: Callable) -> Callable:
     return lambda value: value if isinstance(value, Mapping) else read(value)
 
 
-def scratch_size(text: str) -> tuple[int, int]:
-    """(layers, hidden) of "LAYERSxHIDDEN"."""
+def scratch_size(text: str, name: str = "scratch") -> tuple[int, int]:
+    """(layers, hidden) of "LAYERSxHIDDEN", as the setting `name` says it."""
     match = re.fullmatch(r"(\d+)x(\d+)", str(text))
     layers, hidden = map(int, match.groups()) if match else (0, 0)
     if layers < 1 or hidden < 16 or hidden % 16:
-        raise ConfigError(f"scratch {text!r}: give LAYERSxHIDDEN, for example 6x384; HIDDEN is a multiple of 16")
+        raise ConfigError(f"{name} {text!r}: give LAYERSxHIDDEN, for example 6x384; HIDDEN is a multiple of 16")
     return layers, hidden
 
 

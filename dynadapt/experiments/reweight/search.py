@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynadapt.experiments.defaults import settled_dtype
+from dynadapt.experiments.defaults import note_usual_rate, settled_dtype
 from dynadapt.experiments.mixers.mixer import check_weights
 from dynadapt.runs.rundir import RunDirectory, RunError
 from dynadapt.runs.stopping import interruptible
@@ -54,6 +54,7 @@ def search_mixture(
         if directory.finished:
             return _finished(directory, how)
         model = setup.load_model(config)
+        note_usual_rate(config, model.config)
         domains = read_domains(config, model)
         if tuple(domain.name for domain in domains) != names:
             raise RunError(f"domains {', '.join(names)}: their files changed while they were read")

@@ -48,7 +48,7 @@ class SearchConfig:
     def __post_init__(self):
         check(self)
         if self.proxy is not None:
-            scratch_size(self.proxy)
+            scratch_size(self.proxy, "proxy")
 
     def steps(self, config: ReweightConfig) -> int:
         """Of a probe or a proxy."""
@@ -70,6 +70,12 @@ class SearchConfig:
             )
         if domains < 2:
             raise ConfigError("domains: one is given; a mixture is of at least two")
+        for name, weight in {} if isinstance(config.weights, str) else config.weights.items():
+            if weight == 0:
+                raise ConfigError(
+                    f"weights: domain {name!r} has {weight!r}: mixtures are drawn around the weights, so none would have any of it; give it a "
+                    "weight above 0, or leave it out of the domains"
+                )
         if self.method == "op-mix" and config.scratch:
             raise ConfigError(
                 f"method 'op-mix' with scratch {config.scratch!r}: probes are learned on a model that has begun to learn; train the beginning, "

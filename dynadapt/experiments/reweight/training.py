@@ -34,7 +34,7 @@ from dynadapt.distributed import Processes, join
 from dynadapt.distributed.learn import collected, connect
 from dynadapt.engine.ledger import PHASES
 from dynadapt.experiments.config import ConfigError
-from dynadapt.experiments.defaults import settled_dtype
+from dynadapt.experiments.defaults import note_usual_rate, settled_dtype
 from dynadapt.experiments.dyneval import interruptible
 from dynadapt.experiments.eval_totals import finite
 from dynadapt.experiments.mixers import MIXERS, Exhausted, excess
@@ -125,6 +125,7 @@ def _check_processes(config: ReweightConfig, options: ReweightOptions, processes
 def _prepare(config: ReweightConfig, processes: Processes):
     """(engine, domains) of one process."""
     model = setup.load_model(config)
+    note_usual_rate(config, model.config)
     domains = read_domains(config, model)
     setup.check_mixer(config, {domain.name: len(domain.train) for domain in domains})
     return setup.build_engine(model, config, processes.device(config.device)), domains

@@ -13,13 +13,13 @@ import os
 import shlex
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import jax
 import jaxlib
 
 from dynadapt.common.cache import cache_root
+from dynadapt.common.making import in_the_making
 from dynadapt.interop.linking import PACKAGE, library_dir
 from dynadapt.ops.dispatch import UnsupportedOp, native_module
 from dynadapt.ops.table import OPS
@@ -91,8 +91,8 @@ def _compile(command, built: Path) -> None:
     if shutil.which(command[0]) is None:
         raise UnsupportedOp(f"dynadapt.jax is compiled on first use and found no compiler {command[0]!r}; install g++ or set CXX")
     built.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=built.parent) as room:  # a rename at the end: others see all of it or nothing
-        output = Path(room) / built.name
+    with in_the_making(built, directory=True) as room:  # a rename at the end: others see all of it or nothing
+        output = room / built.name
         result = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
         if result.returncode:
             raise UnsupportedOp(f"dynadapt.jax did not compile against jaxlib {jaxlib.__version__}:\n{result.stderr[-4000:]}")

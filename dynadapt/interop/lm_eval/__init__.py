@@ -58,7 +58,10 @@ POLICIES = {
     "document": "learns within each document, which starts from the loaded weights",
     "stream": "learns from document to document of a task, in the task's order",
 }
-ELSEWHERE = ("model", "text", "field", "tokens", "streams", "split", "reset", "keep_a", "batch", "statistics", "guard", "rates", "halve")
+ELSEWHERE = (
+    *("model", "text", "field", "tokens", "streams", "split", "reset", "keep_a", "batch", "statistics"),
+    *("guard", "rates", "halve", "levels", "slow_every", "slow_lr"),
+)
 MAX_LENGTH = 2048
 HARNESS_DEVICE = "cuda:0"  # what the harness' command line sends when it was given no --device, GPU or none
 
