@@ -187,12 +187,12 @@ class Step:
         return factors
 
     def _watch(self, changes: ChangePoints, p: Pass, given: Tensors, made: Tensors) -> None:
-        counts = given["counts"]
-        if self.asks:
-            means = torch.stack([row.mean() for row in made["nll"].split(p.counts)]).double()
-        else:
-            means = made["nll"].view(len(counts), -1).double().sum(1) / counts.clamp(min=1)
-        flagged = changes.observe(given["slots"].long(), means, counts > 0)
+        counts, slots = given["counts"], given["slots"]
+        if not self.asks:
+            self.decoder.ops.decide("detect_changes", made["nll"], counts, slots, changes.table, given["moving"], made["reset"])
+            return
+        means = torch.stack([row.mean() for row in made["nll"].split(p.counts)]).double()
+        flagged = changes.observe(slots.long(), means, counts > 0)
         made["reset"].copy_(flagged)
         given["moving"].masked_fill_(flagged, -1)
 

@@ -1,0 +1,56 @@
+"""What a recorded step decides on the device, because a CUDA graph can't ask the host: whose score has changed for the worse.
+
+No ops of the table: the engine's step alone takes them (engine/op_set.py), there is nothing in them to differentiate, and they count no FLOPs.
+The functions here are the definition: torch of fixed shapes that looks at no number. Every step but a recorded one on a GPU uses them.
+
+A change detector is a one-sided CUSUM (Page 1954) of a stream's segment scores x, float64, since its last reset:
+
+    z = (x - mean) / max(MIN_STD, std)        mean and std of the segments before
+    g = max(0, g + z - DRIFT)                 from the WARMUP-th segment on
+    flagged where g > THRESHOLD               its statistics start anew
+"""
+
+from __future__ import annotations
+
+import torch
+
+DRIFT = 0.5
+THRESHOLD = 5.0
+WARMUP = 8
+MIN_STD = 0.02  # nats; keeps a very even stream from resetting on noise
+
+
+def observe(table, slots, scores, seen) -> torch.Tensor:
+    """Flags bool [S] of the streams whose score has changed for the worse.
+
+    Args:
+        table: float64 [4, streams]: how many segments, their mean, the sum of their squared deviations, g. Changed in place.
+        slots: int64 [S], different streams. scores: float64 [S], each one's mean NLL of a segment in nats.
+        seen: bool [S], False where there was no segment. A score that is not finite counts as none.
+    """
+    old = table[:, slots]
+    count, mean, squares, statistic = old
+    seen = seen & torch.isfinite(scores)
+    std = (squares / (count - 1).clamp(min=1)).sqrt().clamp(min=MIN_STD)
+    warm, step = count >= WARMUP, scores - mean
+    statistic = torch.where(warm, (statistic + step / std - DRIFT).clamp(min=0), statistic)
+    flagged = seen & warm & (statistic > THRESHOLD)
+    new_count = count + 1
+    new_mean = mean + step / new_count
+    new = torch.stack([new_count, new_mean, squares + step * (scores - new_mean), statistic])
+    table.index_copy_(1, slots, torch.where(seen, new, old).masked_fill_(flagged, 0.0))
+    return flagged
+
+
+def detect_changes(nll, counts, slots, table, moving, flags) -> None:
+    """The detectors look at a pass's scores; a stream that they flag does not move.
+
+    Args:
+        nll: [S * T], T for each of S streams, 0 where no token is scored. counts: int32 [S], tokens of each that are; 0: it rests.
+        slots: int32 [S], different streams. table: float64 [4, streams], see ``observe``.
+        moving: int32 [S], becomes -1 where flagged. flags: int32 [S], written: 1 where flagged, else 0.
+    """
+    scores = nll.view(len(counts), -1).double().sum(1) / counts.clamp(min=1)
+    flagged = observe(table, slots.long(), scores, counts > 0)
+    flags.copy_(flagged)
+    moving.masked_fill_(flagged, -1)

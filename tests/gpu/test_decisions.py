@@ -1,0 +1,136 @@
+"""What a recorded step decides on the device: the kernels against the definition in torch (ops/decisions.py)."""
+
+import pytest
+import torch
+
+from dynadapt.kernels import decisions as kernels
+from dynadapt.ops import decisions
+
+from .compare import DEVICE
+
+NAN, INF = float("nan"), float("inf")
+
+
+def i32(values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def both(name, given: dict, same=()) -> dict:
+    """``given`` as the kernel leaves it, after the definition has done its part on copies; ``same`` to the bit."""
+    expected, found = ({key: t.clone() if isinstance(t, torch.Tensor) else t for key, t in given.items()} for _ in range(2))
+    found = {key: t.to(DEVICE) if isinstance(t, torch.Tensor) else t for key, t in found.items()}
+    getattr(decisions, name)(**expected)
+    getattr(kernels, name)(**found)
+    found = {key: t.cpu() if isinstance(t, torch.Tensor) else t for key, t in found.items()}
+    for key in same:
+        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0, equal_nan=True, msg=key)
+    return {key: (expected[key], found[key]) for key in given}
+
+
+# ---- change detectors
+
+
+def detected(nll, counts, slots, table):
+    """Both ways: flags, who moves, and the table, to 1e-12 of each number."""
+    given = {"nll": nll.flatten(), "counts": i32(counts), "slots": i32(slots), "table": table}
+    given |= {"moving": i32([10 + s for s in slots]), "flags": torch.full((len(slots),), 7, dtype=torch.int32)}
+    made = both("detect_changes", given, same=("flags", "moving", "nll", "counts", "slots"))
+    expected, found = made["table"]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0, equal_nan=True)
+    others = [s for s in range(table.shape[1]) if s not in slots]
+    assert torch.equal(found[:, others], table[:, others])
+    flags, moving = made["flags"][1].tolist(), made["moving"][1].tolist()
+    assert moving == [-1 if flag else 10 + s for flag, s in zip(flags, slots)]
+    return flags, found
+
+
+def after(*scores):
+    """[4] of a detector that has seen these segments."""
+    table = torch.zeros(4, 1, dtype=torch.float64)
+    for score in scores:
+        decisions.observe(
+            table, torch.zeros(1, dtype=torch.int64), torch.tensor([score], dtype=torch.float64), torch.ones(1, dtype=torch.bool)
+        )
+    return table[:, 0]
+
+
+def tables(*columns):
+    return torch.stack([torch.as_tensor(column, dtype=torch.float64) for column in columns], 1)
+
+
+@pytest.mark.parametrize("segment", [1, 63, 512, 1300])
+@pytest.mark.parametrize("streams", [1, 5])
+def test_many_segments(segment, streams):
+    """Forty segments of a table that goes on, streams out of order and some of them at rest; all jump at the thirtieth."""
+    table, flagged = torch.zeros(4, streams + 2, dtype=torch.float64), 0
+    for step in range(40):
+        slots = torch.randperm(streams + 2)[:streams].tolist()
+        nll = 3 + torch.rand(streams, segment) / 2 + 4 * (step > 29)
+        counts = torch.randint(segment + 1, (streams,)).tolist() if step % 3 == 1 else [segment] * streams
+        for row, n in enumerate(counts):
+            nll[row, n:] = 0
+        flags, table = detected(nll, counts, slots, table)
+        flagged += sum(flags)
+    assert flagged
+
+
+@pytest.mark.parametrize("segments, flags", [(decisions.WARMUP - 1, 0), (decisions.WARMUP, 1), (decisions.WARMUP + 1, 1)])
+def test_no_flag_before_enough_segments(segments, flags):
+    scores = [1.0 + i % 2 for i in range(segments)]
+    found, table = detected(torch.full((1, 4), 100.0), [4], [0], tables(after(*scores)))
+    assert found == [flags] and table[0, 0] == (0 if flags else segments + 1)
+
+
+def test_a_statistic_that_is_the_threshold_flags_nothing():
+    """Of mean 1 and deviation 1: z = 5.5 gives 5 to the bit, and the next larger float32 gives more."""
+    past = [9.0, 1.0, 8.0, 0.0]
+    nll = torch.tensor([[6.5], [6.5 + 2**-21]])
+    flags, table = detected(nll, [1, 1], [1, 0], tables(past, past))
+    assert flags == [0, 1] and table[3, 1] == decisions.THRESHOLD and not table[:, 0].any()
+    past[3] = 5.0  # what stands at the threshold and neither rises nor falls
+    assert detected(torch.tensor([[1.5]]), [1], [0], tables(past))[0] == [0]
+
+
+def test_an_even_streams_deviation_is_the_least_one():
+    """Deviations below MIN_STD count as it, in float64: of a float32 0.02 the statistic would differ in the eighth digit."""
+    past = [20.0, 2.0, 1e-9, 0.25]
+    flags, table = detected(torch.tensor([[2.0625]]), [1], [0], tables(past))
+    assert flags == [0] and abs(table[3, 0] - (0.25 + 0.0625 / 0.02 - 0.5)) < 1e-15
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF, (INF, -INF)])
+def test_scores_that_are_no_numbers_count_as_none(bad):
+    table = tables(*[after(*[1.0 + i % 2 for i in range(9)])] * 3)
+    nll = torch.ones(3, 700)
+    if isinstance(bad, tuple):
+        nll[1, [0, 650]] = torch.tensor(bad)
+    else:
+        nll[1, 650] = bad
+    flags, found = detected(nll, [700] * 3, [2, 1, 0], table)
+    assert flags == [0] * 3 and torch.equal(found[:, 1], table[:, 1]) and (found[0, [0, 2]] == 10).all()
+
+
+def test_streams_at_rest_stay_as_they_are():
+    table = tables(*[after(*[1.0 + i % 2 for i in range(9)])] * 2)
+    flags, found = detected(torch.full((2, 8), 50.0), [0, 8], [0, 1], table)
+    assert flags == [0, 1] and torch.equal(found[:, 0], table[:, 0]) and not found[:, 1].any()
+
+
+def test_a_streams_bits_do_not_depend_on_its_neighbours():
+    table, nll = torch.rand(4, 4, dtype=torch.float64) + 9, torch.rand(3, 700)
+    _, together = detected(nll, [700] * 3, [2, 0, 3], table)
+    for row, slot in enumerate([2, 0, 3]):
+        _, alone = detected(nll[row : row + 1], [700], [slot], table)
+        assert torch.equal(alone[:, slot], together[:, slot])
+
+
+def test_shapes_that_do_not_fit_are_named():
+    good = {"nll": torch.zeros(6), "counts": i32([3, 3]), "slots": i32([0, 1]), "table": torch.zeros(4, 2, dtype=torch.float64)}
+    good |= {"moving": i32([0, 1]), "flags": i32([0, 0])}
+    for name, value, message in (
+        ("nll", torch.zeros(7), r"nll has shape \[7\] .* accepted is a multiple of 2 numbers"),
+        ("moving", i32([0]), r"moving has shape \[1\] .* accepted is \[2\], contiguous"),
+        ("table", torch.zeros(2, 4, dtype=torch.float64).t(), r"table has shape \[4, 2\] and strides \[1, 4\]"),
+    ):
+        with pytest.raises(ValueError, match=f"detect_changes: {message}"):
+            kernels.detect_changes(**{**good, name: value})
