@@ -14,7 +14,9 @@ from dynadapt.ops.decisions import DRIFT, MIN_STD, THRESHOLD, WARMUP
 
 from .common import launch, variant, wait_for_previous
 
-BLOCK = 512  # numbers that a program's 128 threads read at once
+BLOCK = 512  # scores of a segment that a program's 128 threads read at once
+SCORES = 4096  # of a set of weights that all streams share, whose program reads them all
+SETS = 128
 
 _DRIFT: tl.constexpr = tl.constexpr(DRIFT)
 _THRESHOLD: tl.constexpr = tl.constexpr(THRESHOLD)
@@ -58,6 +60,42 @@ def dynadapt_detect_changes(nll, counts, slots, table, moving, flags, segment, s
         tl.store(at + 3 * streams, tl.where(flagged, 0.0, statistic))
 
 
+@triton.jit
+def dynadapt_admit_updates(nll, moving, admitted, skipped, scores, BLOCK: tl.constexpr):
+    """A program a set of weights, whose ``scores`` lie behind each other."""
+    wait_for_previous()
+    row = tl.program_id(0)
+    own, i = nll + row.to(tl.int64) * scores, tl.arange(0, BLOCK)
+    bad = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, scores, BLOCK):
+        score = tl.load(own + start + i, mask=start + i < scores, other=0.0)
+        bad |= tl.where(tl.abs(score) < float("inf"), 0, 1)  # so is no NaN
+    due = tl.load(moving + row) >= 0
+    tl.store(admitted + row, due.to(tl.int32))
+    tl.store(skipped + row, tl.where(due & (tl.max(bad, 0) == 0), 0, 1))
+
+
+@triton.jit(do_not_specialize=["sets"])
+def dynadapt_count_updates(moving, skipped, counters, moved, step, sets, BLOCK: tl.constexpr):
+    """One program, so that nothing is added up by two."""
+    wait_for_previous()
+    updates, omissions = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
+    for start in range(0, sets, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        slot = tl.load(moving + i, mask=i < sets, other=-1)
+        due = slot >= 0
+        left_out = due & (tl.load(skipped + i, mask=i < sets, other=0) != 0)
+        made = due & (left_out == 0)
+        tl.store(skipped + i, left_out.to(tl.int32), mask=i < sets)
+        tl.store(moved + i, slot, mask=i < sets)
+        if step is not None:
+            tl.store(step + slot, tl.load(step + slot, mask=made, other=0) + 1, mask=made)
+        updates += made.to(tl.int32)
+        omissions += left_out.to(tl.int32)
+    tl.store(counters, tl.load(counters) + tl.sum(updates, 0))
+    tl.store(counters + 1, tl.load(counters + 1) + tl.sum(omissions, 0))
+
+
 def _check(op: str, sizes: dict[str, tuple], **tensors) -> None:
     for name, t in tensors.items():
         if tuple(t.shape) != sizes[name] or not t.is_contiguous():
@@ -84,5 +122,29 @@ def detect_changes(nll, counts, slots, table, moving, flags) -> None:
     launch(dynadapt_detect_changes, (rows,), given, segment=segment, streams=streams, BLOCK=BLOCK, num_warps=4)
 
 
-_TYPES = dict.fromkeys(("counts", "slots", "moving", "flags"), "*i32") | {"nll": "*fp32", "table": "*fp64"}
-VARIANTS = [variant("any", dynadapt_detect_changes, _TYPES, {"BLOCK": BLOCK}, registers=64)]
+def admit_updates(nll, moving, admitted, skipped) -> None:
+    """See ``dynadapt.ops.decisions``."""
+    sets = len(moving)
+    _check("admit_updates", dict.fromkeys(("admitted", "skipped", "moving"), (sets,)), moving=moving, admitted=admitted, skipped=skipped)
+    given = dict(nll=nll, moving=moving, admitted=admitted, skipped=skipped, scores=_each("admit_updates", nll, sets))
+    launch(dynadapt_admit_updates, (sets,), given, BLOCK=SCORES, num_warps=8)
+
+
+def count_updates(moving, skipped, counters, moved, step=None) -> None:
+    """See ``dynadapt.ops.decisions``."""
+    sets, given = len(moving), dict(moving=moving, skipped=skipped, counters=counters, moved=moved)
+    sizes = dict.fromkeys(("moving", "skipped", "moved"), (sets,)) | {"counters": (2,)}
+    _check("count_updates", sizes, **given)
+    if step is not None:
+        _check("count_updates", {"step": (step.numel(),)}, step=step)
+    launch(dynadapt_count_updates, (1,), given, step=step, sets=sets, BLOCK=SETS, num_warps=4)
+
+
+_I32 = ("counts", "slots", "moving", "flags", "admitted", "skipped", "moved", "step")
+_TYPES = dict.fromkeys(_I32, "*i32") | {"nll": "*fp32", "table": "*fp64", "counters": "*i64"}
+VARIANTS = [
+    variant("any", dynadapt_detect_changes, _TYPES, {"BLOCK": BLOCK}, registers=64),
+    variant("any", dynadapt_admit_updates, _TYPES, {"BLOCK": SCORES}, num_warps=8, registers=64),
+    variant("update", dynadapt_count_updates, _TYPES, {"step": None, "BLOCK": SETS}, registers=64),
+    variant("in the gradient kernels", dynadapt_count_updates, _TYPES, {"BLOCK": SETS}, registers=64),
+]

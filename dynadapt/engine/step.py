@@ -157,9 +157,10 @@ class Step:
         self.moving()
         if self.changes is not None:
             self._watch(self.changes, p, given, made)
-        made["moving"].copy_(given["moving"])
         if kind.backward and not self.nothing_to_learn(made):
             self._learn(kind, batch, dhidden, learner, given, made)
+        elif kind.update:
+            made["moving"].copy_(given["moving"])
         self.fresh = False
         if self.changes is not None and not self.asks:
             flagged = (d.ops.reset, made["reset"], given["adapter"])
@@ -205,10 +206,11 @@ class Step:
             return
         if self.fused:
             self._backward_that_updates(backward, learner, lr, given, made)
+            self._tally(given["moving"], made, learner.state.step)
         else:
             backward()
             self._move(learner, lr, given["moving"], made, batch.streams)
-        self._tally(given["moving"], made)
+            self._tally(given["moving"], made)
 
     def _rates(self, lr: torch.Tensor, stream: int) -> torch.Tensor:
         """The learning rates of what a stream's learner holds, of all sets' ``lr``."""
@@ -221,24 +223,20 @@ class Step:
         self.fresh = False
         learner.update(self.decoder.ops, moving, lr, made["norms"], made["skipped"])
 
-    def _tally(self, moving: torch.Tensor, made: Tensors) -> None:
-        moved = moving >= 0
-        skipped = (made["skipped"] != 0) & moved
-        self.counters += torch.stack([moved ^ skipped, skipped]).sum(1)  # each a launch of its own in a graph: as few as can be
+    def _tally(self, moving: torch.Tensor, made: Tensors, step: torch.Tensor | None = None) -> None:
+        """``made`` says who moved; ``step``: updates of each slot, where they are still to be counted."""
+        self.decoder.ops.decide("count_updates", moving, made["skipped"], self.counters, made["moving"], step)
 
     def _backward_that_updates(self, backward, learner, lr, given: Tensors, made: Tensors) -> None:
         """Gradient kernels update; a stream whose score is not finite is left out of it."""
-        moved = given["moving"] >= 0
-        finite = torch.isfinite(made["nll"].view(len(moved), -1).sum(1))
-        made["skipped"].copy_(~(finite & moved))
-        learner.fused = Fused(moved.to(torch.int32), learner.state.optimizer.rule(), lr, made["skipped"])
+        moving = given["moving"]
+        admitted = self.decoder.ws("admitted", len(moving), dtype=torch.int32)
+        self.decoder.ops.decide("admit_updates", made["nll"], moving, admitted, made["skipped"])
+        learner.fused = Fused(admitted, learner.state.optimizer.rule(), lr, made["skipped"])
         try:
             backward()
         finally:
             learner.fused = None
-        stepped = moved & (made["skipped"] == 0)
-        made["skipped"].mul_(moved)
-        learner.state.step.index_add_(0, given["adapter"].long(), stepped.to(torch.int32))
 
     # ---- gradient and update as calls of their own
 

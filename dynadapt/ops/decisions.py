@@ -1,4 +1,5 @@
-"""What a recorded step decides on the device, because a CUDA graph can't ask the host: whose score has changed for the worse.
+"""What a recorded step decides on the device, because a CUDA graph can't ask the host: whose score has changed for the worse, whose update may be
+made, and which updates were.
 
 No ops of the table: the engine's step alone takes them (engine/op_set.py), there is nothing in them to differentiate, and they count no FLOPs.
 The functions here are the definition: torch of fixed shapes that looks at no number. Every step but a recorded one on a GPU uses them.
@@ -54,3 +55,34 @@ def detect_changes(nll, counts, slots, table, moving, flags) -> None:
     flagged = observe(table, slots.long(), scores, counts > 0)
     flags.copy_(flagged)
     moving.masked_fill_(flagged, -1)
+
+
+def admit_updates(nll, moving, admitted, skipped) -> None:
+    """Before gradient kernels that update: a set of weights is left out where a score that it learns from is not finite.
+
+    Args:
+        nll: [S * n], the n scores of each set of weights. moving: int32 [S], negative: no update is due.
+        admitted: int32 [S], written: 1 where one is due, else 0. skipped: int32 [S], written: 0 where it may be made, else 1.
+    """
+    due = moving >= 0
+    admitted.copy_(due)
+    skipped.copy_(~(torch.isfinite(nll).view(len(moving), -1).all(1) & due))
+
+
+def count_updates(moving, skipped, counters, moved, step=None) -> None:
+    """Behind an update: which were made, and which were due and had to be left out.
+
+    Args:
+        moving: int32 [S], different slots whose weights an update moves, negative: none's. skipped: int32 [S], not 0 where it could not;
+            becomes 1 where it was due and could not, else 0.
+        counters: int64 [2], updates and skipped updates, added to. moved: int32 [S], written: ``moving``.
+        step: int32 [slots], updates of each slot, added to; None where the update itself has done it.
+    """
+    due = moving >= 0
+    left_out = (skipped != 0) & due
+    made = due & ~left_out
+    counters += torch.stack([made, left_out]).sum(1)
+    skipped.copy_(left_out)
+    moved.copy_(moving)
+    if step is not None:
+        step.index_add_(0, moving.clamp(min=0).long(), made.to(step.dtype))

@@ -134,3 +134,63 @@ def test_shapes_that_do_not_fit_are_named():
     ):
         with pytest.raises(ValueError, match=f"detect_changes: {message}"):
             kernels.detect_changes(**{**good, name: value})
+
+
+# ---- updates
+
+
+def admitted(nll, moving):
+    out = {"admitted": torch.full((len(moving),), 7, dtype=torch.int32), "skipped": torch.full((len(moving),), 7, dtype=torch.int32)}
+    made = both("admit_updates", {"nll": nll.flatten(), "moving": i32(moving), **out}, same=("nll", "moving", *out))
+    return made["admitted"][1].tolist(), made["skipped"][1].tolist()
+
+
+@pytest.mark.parametrize("scores", [1, 63, 9000])
+def test_a_set_whose_score_is_not_finite_is_left_out(scores):
+    nll = torch.rand(7, scores)
+    nll[1, -1], nll[2, scores // 2], nll[3, 0], nll[5, 0] = NAN, INF, -INF, NAN
+    assert admitted(nll, [3, 0, 6, 2, -1, -1, 5]) == ([1, 1, 1, 1, 0, 0, 1], [0, 1, 1, 1, 1, 1, 0])
+
+
+def test_opposite_infinities_and_large_scores():
+    nll = torch.tensor([[INF, -INF, 0.0], [3e38, 3e38, 3e38]])
+    assert admitted(nll, [0, 1]) == ([1, 1], [1, 0])
+
+
+def test_weights_of_all_streams_are_left_out_by_any_score():
+    nll = torch.rand(3, 5000)
+    assert admitted(nll, [0]) == ([1], [0])
+    nll[2, 4999] = NAN
+    assert admitted(nll, [0]) == ([1], [1])
+
+
+def counted(moving, skipped, step=None):
+    given = {"moving": i32(moving), "skipped": i32(skipped), "counters": torch.tensor([2**33, 5]), "moved": i32([7] * len(moving))}
+    made = both("count_updates", given | ({} if step is None else {"step": step}), same=(*given, *(["step"] if step is not None else [])))
+    assert made["moved"][1].tolist() == moving
+    updates, left_out = (made["counters"][1] - given["counters"]).tolist()
+    return updates, left_out, made["skipped"][1].tolist(), made["step"][1].tolist() if step is not None else None
+
+
+def test_updates_are_counted_where_they_were_due():
+    assert counted([4, -1, 0, 2, -1], [0, 0, 1, 9, 1]) == (1, 2, [0, 0, 1, 1, 0], None)
+    step = i32([10, 20, 30, 40, 50])
+    assert counted([4, -1, 0, 2, -1], [0, 0, 1, 0, 1], step) == (2, 1, [0, 0, 1, 0, 0], [10, 20, 31, 40, 51])
+    assert counted([0], [0], i32([3])) == (1, 0, [0], [4])
+
+
+def test_more_sets_than_a_program_has_threads():
+    moving = torch.where(torch.rand(300) < 0.3, -1, torch.randperm(310)[:300])
+    skipped = (torch.rand(300) < 0.4).int()
+    updates, left_out, _, step = counted(moving.tolist(), skipped.tolist(), torch.arange(310, dtype=torch.int32))
+    due = moving >= 0
+    assert (updates, left_out) == (int((due & (skipped == 0)).sum()), int((due & (skipped == 1)).sum())) and updates and left_out
+    assert sum(step) == sum(range(310)) + updates
+
+
+def test_sizes_of_updates_that_do_not_fit_are_named():
+    zero = i32([0, 0])
+    with pytest.raises(ValueError, match=r"admit_updates: skipped has shape \[3\] .* accepted is \[2\], contiguous"):
+        kernels.admit_updates(torch.zeros(4), zero, zero.clone(), i32([0, 0, 0]))
+    with pytest.raises(ValueError, match=r"count_updates: counters has shape \[3\] .* accepted is \[2\]"):
+        kernels.count_updates(zero, zero.clone(), torch.zeros(3, dtype=torch.int64), zero.clone())

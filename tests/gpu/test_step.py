@@ -168,13 +168,27 @@ class OwnKernels(TorchDispatchMode):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU explain() counts the graph's nodes")
-def test_small_kernels_of_torch_in_a_step(monkeypatch):
-    """Each takes as long as a launch does: the score's copy, that of whom an update moves, and the tally of updates."""
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda *_, **__: None)
-    e = engine("triton", adapt=LoRA(2), memory=SegmentMemory(3, 1))
+@pytest.mark.parametrize(
+    "options,decisions",
+    [
+        ({}, ["count_updates"]),
+        ({"reset": "auto"}, ["detect_changes", "count_updates"]),
+        ({"reset": "auto", "optimizer": SGD(lr=0.1, clip=0)}, ["detect_changes", "admit_updates", "count_updates"]),
+        ({"adapt": RowSparse(0.3), "optimizer": SGD(lr=0.1, clip=0), "shared": True}, ["admit_updates", "count_updates"]),
+        ({"adapt": None}, []),
+    ],
+    ids=str,
+)
+def test_small_kernels_of_torch_in_a_step(options, decisions, monkeypatch):
+    """Each takes as long as a launch does: there is the score's copy. What the step decides is a launch each."""
+    launched = []
+    noted = lambda executor, *_, **__: launched.append(executor.fn.__name__.removeprefix("dynadapt_"))  # noqa: E731
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", noted)
+    e = engine("triton", **{"adapt": LoRA(2), "memory": SegmentMemory(3, 1), **options})
     with choices.force("fused"):
         e.step(text(2))
     inside, run = [], e.driver.step.run
+    launched.clear()
 
     def counted(*arguments):
         own = OwnKernels()
@@ -185,7 +199,8 @@ def test_small_kernels_of_torch_in_a_step(monkeypatch):
     e.driver.step.run = counted
     with choices.force("fused"):
         e.step(text(2, seed=1))
-    assert inside == [["copy_", "copy_", "ge", "ne", "bitwise_and", "bitwise_xor", "stack", "sum", "add_"]]
+    assert inside == [["copy_"]]
+    assert [name for name in launched if name in ("detect_changes", "admit_updates", "count_updates")] == decisions
 
 
 def test_what_the_device_found_in_its_tokens_is_gone_with_the_hosts_next(monkeypatch):
