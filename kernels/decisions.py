@@ -96,6 +96,35 @@ def dynadapt_count_updates(moving, skipped, counters, moved, step, sets, BLOCK: 
     tl.store(counters + 1, tl.load(counters + 1) + tl.sum(omissions, 0))
 
 
+@triton.jit(do_not_specialize=["vocabulary"])
+def dynadapt_take_tokens(
+    tokens, counts, inputs, targets, moving, invalid, vocabulary, segment, row_stride, stride, SHARED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A program a row, which reads its tokens twice: whether all are ids, and what they are. SHARED: ``moving`` has one entry for all rows."""
+    wait_for_previous()
+    row, i = tl.program_id(0), tl.arange(0, BLOCK)
+    own, at = tokens + row.to(tl.int64) * row_stride, row.to(tl.int64) * segment
+    outside = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, segment + 1, BLOCK):
+        token = tl.load(own + (start + i).to(tl.int64) * stride, mask=start + i <= segment, other=0)
+        outside |= tl.where((token < 0) | (token >= vocabulary), 1, 0)
+    bad = tl.max(outside, 0) > 0
+    scored = tl.where(bad, 0, tl.load(counts + row))
+    for start in range(0, segment, BLOCK):
+        place = start + i
+        token = tl.load(own + place.to(tl.int64) * stride, mask=place < segment, other=0)
+        following = tl.load(own + (place.to(tl.int64) + 1) * stride, mask=place < segment, other=0)
+        within = tl.where(token < 0, 0, tl.where(token >= vocabulary, vocabulary - 1, token))
+        tl.store(inputs + at + place, within, mask=place < segment)
+        tl.store(targets + at + place, tl.where(place < scored, following, -1), mask=place < segment)
+    tl.store(invalid + row, bad.to(tl.int32))
+    if bad:
+        if SHARED:
+            tl.atomic_min(moving, -1)
+        else:
+            tl.store(moving + row, -1)
+
+
 def _check(op: str, sizes: dict[str, tuple], **tensors) -> None:
     for name, t in tensors.items():
         if tuple(t.shape) != sizes[name] or not t.is_contiguous():
@@ -140,11 +169,30 @@ def count_updates(moving, skipped, counters, moved, step=None) -> None:
     launch(dynadapt_count_updates, (1,), given, step=step, sets=sets, BLOCK=SETS, num_warps=4)
 
 
-_I32 = ("counts", "slots", "moving", "flags", "admitted", "skipped", "moved", "step")
-_TYPES = dict.fromkeys(_I32, "*i32") | {"nll": "*fp32", "table": "*fp64", "counters": "*i64"}
+def take_tokens(tokens, vocabulary, counts, inputs, targets, moving, invalid) -> None:
+    """See ``dynadapt.ops.decisions``."""
+    rows, segment = tokens.shape[0], tokens.shape[1] - 1
+    shared = len(moving) == 1
+    given = dict(counts=counts, inputs=inputs, targets=targets, moving=moving, invalid=invalid)
+    sizes = {"inputs": (rows, segment), "targets": (rows * segment,), "moving": (1 if shared else rows,)}
+    _check("take_tokens", dict.fromkeys(("counts", "invalid"), (rows,)) | sizes, **given)
+    given |= dict(tokens=tokens, vocabulary=vocabulary, segment=segment, row_stride=tokens.stride(0), stride=tokens.stride(1))
+    launch(dynadapt_take_tokens, (rows,), given, SHARED=shared, BLOCK=BLOCK, num_warps=4)
+
+
+_I32 = ("counts", "slots", "moving", "flags", "admitted", "skipped", "moved", "step", "invalid")
+_TYPES = (
+    dict.fromkeys(_I32, "*i32")
+    | dict.fromkeys(("tokens", "inputs", "targets"), "*i64")
+    | {"nll": "*fp32", "table": "*fp64", "counters": "*i64"}
+)
 VARIANTS = [
     variant("any", dynadapt_detect_changes, _TYPES, {"BLOCK": BLOCK}, registers=64),
     variant("any", dynadapt_admit_updates, _TYPES, {"BLOCK": SCORES}, num_warps=8, registers=64),
     variant("update", dynadapt_count_updates, _TYPES, {"step": None, "BLOCK": SETS}, registers=64),
     variant("in the gradient kernels", dynadapt_count_updates, _TYPES, {"BLOCK": SETS}, registers=64),
+    *(
+        variant(name, dynadapt_take_tokens, _TYPES, {"stride": 1, "SHARED": shared, "BLOCK": BLOCK}, loose=("row_stride",), registers=64)
+        for name, shared in (("streams' own weights", False), ("weights of all streams", True))
+    ),
 ]

@@ -1,5 +1,5 @@
 """What a recorded step decides on the device, because a CUDA graph can't ask the host: whose score has changed for the worse, whose update may be
-made, and which updates were.
+made, which updates were, and what a pass is given of tokens that the host has not seen.
 
 No ops of the table: the engine's step alone takes them (engine/op_set.py), there is nothing in them to differentiate, and they count no FLOPs.
 The functions here are the definition: torch of fixed shapes that looks at no number. Every step but a recorded one on a GPU uses them.
@@ -86,3 +86,21 @@ def count_updates(moving, skipped, counters, moved, step=None) -> None:
     moved.copy_(moving)
     if step is not None:
         step.index_add_(0, moving.clamp(min=0).long(), made.to(step.dtype))
+
+
+def take_tokens(tokens, vocabulary, counts, inputs, targets, moving, invalid) -> None:
+    """A pass's inputs and targets from tokens that are on the device; a stream with an id outside the vocabulary is not scored and does not move.
+
+    Args:
+        tokens: int64 [R, T + 1]. vocabulary: how many ids there are. counts: int32 [R], of how many tokens each row is scored.
+        inputs: int64 [R, T], written: all but the last token, within the vocabulary.
+        targets: int64 [R * T], written: the next token, -1 behind ``counts`` and in rows with an id that is none.
+        moving: int32 [R], becomes -1 in such rows; of one entry for all rows, where any is such.
+        invalid: int32 [R], written: 1 in such rows, else 0.
+    """
+    bad = ((tokens < 0) | (tokens >= vocabulary)).any(1)
+    scored = torch.arange(tokens.shape[1] - 1, device=tokens.device) < counts[:, None]
+    inputs.copy_(tokens[:, :-1].clamp(0, vocabulary - 1))
+    targets.view(len(tokens), -1).copy_(torch.where(scored & ~bad[:, None], tokens[:, 1:], -1))
+    moving.masked_fill_(bad if len(moving) == len(bad) else bad.any().view(1), -1)
+    invalid.copy_(bad)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dynadapt.bench.cases.base import copy
 from dynadapt.kernels import decisions as kernels
 from dynadapt.ops import decisions
 
@@ -17,8 +18,9 @@ def i32(values):
 
 def both(name, given: dict, same=()) -> dict:
     """``given`` as the kernel leaves it, after the definition has done its part on copies; ``same`` to the bit."""
-    expected, found = ({key: t.clone() if isinstance(t, torch.Tensor) else t for key, t in given.items()} for _ in range(2))
-    found = {key: t.to(DEVICE) if isinstance(t, torch.Tensor) else t for key, t in found.items()}
+    expected, found = (
+        {key: copy(t, device=device) if isinstance(t, torch.Tensor) else t for key, t in given.items()} for device in ("cpu", DEVICE)
+    )
     getattr(decisions, name)(**expected)
     getattr(kernels, name)(**found)
     found = {key: t.cpu() if isinstance(t, torch.Tensor) else t for key, t in found.items()}
@@ -194,3 +196,48 @@ def test_sizes_of_updates_that_do_not_fit_are_named():
         kernels.admit_updates(torch.zeros(4), zero, zero.clone(), i32([0, 0, 0]))
     with pytest.raises(ValueError, match=r"count_updates: counters has shape \[3\] .* accepted is \[2\]"):
         kernels.count_updates(zero, zero.clone(), torch.zeros(3, dtype=torch.int64), zero.clone())
+
+
+# ---- tokens
+
+
+def taken(tokens, vocabulary, counts, moving):
+    rows, segment = len(tokens), tokens.shape[1] - 1
+    given = {"tokens": tokens, "vocabulary": vocabulary, "counts": i32(counts), "moving": i32(moving)}
+    given["inputs"], given["targets"] = torch.full((rows, segment), -7), torch.full((rows * segment,), -7)
+    given["invalid"] = torch.full((rows,), 7, dtype=torch.int32)
+    made = both("take_tokens", given, same=("tokens", "counts", "inputs", "targets", "moving", "invalid"))
+    return {name: made[name][1] for name in ("inputs", "targets", "moving", "invalid")}
+
+
+@pytest.mark.parametrize("segment", [1, 63, 512, 1025])
+def test_tokens_are_taken(segment):
+    tokens = torch.randint(50, (3, segment + 1))
+    made = taken(tokens, 50, [segment, 0, segment // 2], [4, -1, 0])
+    assert torch.equal(made["inputs"], tokens[:, :-1]) and made["moving"].tolist() == [4, -1, 0] and not made["invalid"].any()
+    targets = made["targets"].view(3, segment)
+    assert torch.equal(targets[0], tokens[0, 1:]) and (targets[1] == -1).all()
+    assert torch.equal(targets[2, : segment // 2], tokens[2, 1 : segment // 2 + 1]) and (targets[2, segment // 2 :] == -1).all()
+
+
+@pytest.mark.parametrize("bad", [-1, 50, 10**9, -(2**40), 2**40])
+@pytest.mark.parametrize("place", [0, 300, 600])
+def test_an_id_outside_the_vocabulary_stops_its_row(bad, place):
+    tokens = torch.randint(50, (3, 601))
+    tokens[1, place] = bad
+    made = taken(tokens, 50, [600, 2, 600], [2, 0, 1])
+    assert made["moving"].tolist() == [2, -1, 1] and made["invalid"].tolist() == [0, 1, 0]
+    assert (made["targets"][600:1200] == -1).all() and (made["targets"][:600] >= 0).all() and (made["targets"][1200:] >= 0).all()
+    assert taken(tokens, 50, [600] * 3, [0])["moving"].tolist() == [-1]
+    assert taken(tokens[::2], 50, [600] * 2, [0])["moving"].tolist() == [0]
+
+
+def test_tokens_of_any_strides_are_taken():
+    tokens = torch.randint(50, (70, 5))
+    assert torch.equal(taken(tokens.t(), 50, [69] * 5, [0])["inputs"], tokens.t()[:, :-1])
+    assert torch.equal(taken(tokens[10:20:3, 1:], 50, [3] * 4, [0, 1, 2, 3])["inputs"], tokens[10:20:3, 1:-1])
+
+
+def test_tokens_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"take_tokens: inputs has shape \[2, 4\] .* accepted is \[2, 3\], contiguous"):
+        kernels.take_tokens(torch.zeros(2, 4, dtype=torch.int64), 5, i32([3, 3]), torch.zeros(2, 4), torch.zeros(6), i32([0]), i32([0, 0]))

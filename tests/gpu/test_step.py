@@ -203,6 +203,32 @@ def test_small_kernels_of_torch_in_a_step(options, decisions, monkeypatch):
     assert [name for name in launched if name in ("detect_changes", "admit_updates", "count_updates")] == decisions
 
 
+@pytest.mark.parametrize("options", [{}, {"adapt": RowSparse(0.3), "shared": True}], ids=str)
+def test_tokens_of_the_device_are_taken_in_one_launch(options, monkeypatch):
+    """What they leave in a pass's buffers is what the host's would, but for a row with an id that is none."""
+    e, launched, own = engine("triton", **{"adapt": LoRA(2), **options}), [], OwnKernels()
+    tokens = text(2, seed=1).to(DEVICE)
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreter.GridExecutor, "__call__", lambda executor, *_, **__: launched.append(executor.fn.__name__))
+        e.step(text(2, seed=1), [T, 2])
+        (rec,) = e.static.recordings.values()
+        launched.clear()
+        with own:
+            e.static._take_device_tokens(rec, tokens)
+    assert DEVICE != "cpu" or (own.names, launched) == ([], ["dynadapt_take_tokens"])
+    names = ("inputs", "targets", "moving")
+    expected = {name: rec.given[name].clone() for name in names}
+    for name in names[:2]:
+        rec.given[name].fill_(-7)
+    e.static._take_device_tokens(rec, tokens)
+    expected["inputs"][1, 2:] = tokens[1, 2:-1]  # which the host leaves out
+    assert all(torch.equal(rec.given[name], expected[name]) for name in names) and not rec.made["invalid"].any()
+    tokens[1, T] = MODELS["llama"].config.vocab_size
+    e.static._take_device_tokens(rec, tokens)
+    assert rec.made["invalid"].tolist() == [0, 1] and (rec.given["targets"][T:] == -1).all()
+    assert rec.given["moving"].tolist() == ([-1] if "shared" in options else [0, -1])
+
+
 def test_what_the_device_found_in_its_tokens_is_gone_with_the_hosts_next(monkeypatch):
     """Tokens of the host are checked before the pass, and nothing is launched to look at them again."""
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda *_, **__: None)
