@@ -35,8 +35,10 @@ class OpSet:
 
     def decide(self, name: str, *arguments) -> None:
         """One of ops/decisions.py, by its kernel where the backend is Triton's: what a recorded step does in place of asking."""
-        module = kernel_module("decisions") if self.backend == "triton" else decisions
-        decided = named(Choice(name, self.backend, getattr(module, name), "")).function
+        if self.backend != "triton":
+            getattr(decisions, name)(*arguments)
+            return
+        decided = named(Choice(name, "triton", getattr(kernel_module("decisions"), name), "")).function
         (decided if self.seconds is None else self._timed(name, decided, self.seconds))(*arguments)
 
     def resolve(self, names: list[str]) -> None:

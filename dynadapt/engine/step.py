@@ -150,8 +150,7 @@ class Step:
         hidden = d.forward(batch, learner, self.lowest(p.streams) if kind.backward else None, handover=self.handover)
         weights = given["weights"] if kind.backward else None
         choose = partial(self._choose, p, given, made) if kind.selects else None
-        nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], weights, kind.loss, given, choose)
-        made["nll"].copy_(nll)
+        _, dhidden = d.score(hidden, given.get("rows"), given["targets"], weights, kind.loss, given, choose, made["nll"])
         if "loss" in made:
             made["loss"].copy_(d.loss)
         self.moving()
