@@ -1,4 +1,4 @@
-"""What a recorded step decides on the device, each as one launch: as torch's operations they were up to 34, each as long as a launch is.
+"""What a recorded step decides on the device, each as one launch; the definition in torch has up to 34, each as long as a launch is.
 
 All are bound by latency: some numbers a stream, and the scores once. ``detect_changes`` has a program a stream, so that its bits depend on no
 other one's; its statistics are float64, and so are the constants: a Python number beside a float64 one stays float64, as an argument it
@@ -16,7 +16,7 @@ from .common import launch, variant, wait_for_previous
 
 BLOCK = 512  # scores of a segment that a program's 128 threads read at once
 SCORES = 4096  # of a set of weights that all streams share, whose program reads them all
-SETS = 128
+SETS = 128  # one a thread
 
 _DRIFT: tl.constexpr = tl.constexpr(DRIFT)
 _THRESHOLD: tl.constexpr = tl.constexpr(THRESHOLD)

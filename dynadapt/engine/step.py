@@ -8,9 +8,9 @@
 4. flagged streams go back to the prior;
 5. the segment enters memory.
 
-Everything is tensor arithmetic of fixed shapes, so that a CUDA graph can hold it. Where asking for a number costs nothing (the
-eager CPU), ``asks`` lets the host look once, behind 2: a pass whose streams are all flagged, or of which nothing is to be learned by its
-scores (selecting.py), then saves its backward.
+Everything is tensor arithmetic of fixed shapes, so that a CUDA graph can hold it; what it decides is in ops/decisions.py. Where asking for a
+number costs nothing (the eager CPU), ``asks`` lets the host look once, behind 2: a pass whose streams are all flagged, or of which nothing is to
+be learned by its scores (selecting.py), then saves its backward.
 """
 
 from __future__ import annotations
