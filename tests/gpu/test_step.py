@@ -122,6 +122,19 @@ def test_ragged_streams_learn_their_own_heads():
     follow(engine("cpu", **options), engine("triton", **options), steps=2, lengths=[[6, 2], [0, 5]])
 
 
+@pytest.mark.parametrize("optimizer", [Adam(lr=0.01), SGD(lr=0.1, clip=0)], ids=str)
+def test_a_stream_whose_score_has_jumped_goes_back_alone(optimizer):
+    pair = [engine(backend, adapt=LoRA(2), optimizer=optimizer, reset="auto") for backend in ("cpu", "triton")]
+    follow(*pair, steps=1)
+    for e in pair:  # as if stream 1 had had an easy past
+        e.driver.step.changes.table[:, 1] = torch.tensor([10, 0.1, 1e-3, 0], dtype=torch.float64)
+    follow(*pair, steps=2)
+    assert pair[0].updates == pair[1].updates == 5 and pair[1].skipped_updates == 0
+    for e in pair:
+        points = e.driver.step.changes.points()
+        assert [point.count for point in points] == [3, 1] and points[1].statistic == 0
+
+
 def test_float8_base_is_the_references():
     config = replace(tiny_config("llama"), hidden_size=64, heads=4, kv_heads=2, head_dim=16, ffn_size=96)
     options = {"adapt": LoRA(2), "base": "float8", "segment": T, "streams": 2, "dtype": "fp32" if DEVICE == "cpu" else "bf16"}
