@@ -39,7 +39,16 @@ def outcomes(path) -> dict:
 
 
 # What a step is made of; the rest of tests/gpu is for optional ops and forms.
-CORE = ("test_linear", "test_attention", "test_cross_entropy", "test_lora_gradient", "test_norm", "test_update", "test_step")
+CORE = (
+    "test_linear",
+    "test_attention",
+    "test_cross_entropy",
+    "test_lora_gradient",
+    "test_norm",
+    "test_update",
+    "test_decisions",
+    "test_step",
+)
 WORKERS, BATCH = 6, 6  # pytest processes, and files given to them together: each process takes seconds to start
 
 

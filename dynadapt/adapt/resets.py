@@ -5,7 +5,7 @@ and variance of its segment NLLs. A new segment's NLL x is standardised, z = (x 
 
     g = max(0, g + z - DRIFT);   reset when g > THRESHOLD
 
-after at least WARMUP segments. DRIFT = 0.5 ignores rises under half a standard deviation; THRESHOLD = 5 needs, for
+after at least WARMUP segments (ops/decisions.py). DRIFT = 0.5 ignores rises under half a standard deviation; THRESHOLD = 5 needs, for
 instance, two segments at +3 std or one at +5.5. The decision is taken after a segment has been scored and before it
 is learned from, so the scores of the past never change. A reset stream skips the update of that segment.
 
@@ -32,12 +32,9 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from .reset_policy import ALARM
+from dynadapt.ops import decisions
 
-DRIFT = 0.5
-THRESHOLD = 5.0
-WARMUP = 8
-MIN_STD = 0.02  # nats; keeps a very even stream from resetting on noise
+from .reset_policy import ALARM
 
 
 @dataclass(frozen=True)
@@ -66,18 +63,7 @@ class ChangePoints:
             slots: int64 [S], different streams. scores: float64 [S], each one's mean NLL of a segment in nats.
             seen: bool [S], False where there was no segment. A score that is not finite counts as none.
         """
-        old = self.table[:, slots]
-        count, mean, squares, statistic = old
-        seen = seen & torch.isfinite(scores)
-        std = (squares / (count - 1).clamp(min=1)).sqrt().clamp(min=MIN_STD)
-        warm, step = count >= WARMUP, scores - mean
-        statistic = torch.where(warm, (statistic + step / std - DRIFT).clamp(min=0), statistic)
-        flagged = seen & warm & (statistic > THRESHOLD)
-        new_count = count + 1
-        new_mean = mean + step / new_count
-        new = torch.stack([new_count, new_mean, squares + step * (scores - new_mean), statistic])
-        self.table.index_copy_(1, slots, torch.where(seen, new, old).masked_fill_(flagged, 0.0))
-        return flagged
+        return decisions.observe(self.table, slots, scores, seen)
 
     def forget(self, stream: int) -> None:
         """One stream's statistics start anew."""

@@ -65,7 +65,7 @@ def made_fields(kind: Kind, wide: torch.dtype) -> Fields:
         "nll": (wide, (kind.scored,)),
         "norms": (torch.float32, (kind.sets,)),
         "skipped": (i32, (kind.sets,)),
-        "moving": (i32, (kind.sets,)),  # as given, less what the change detectors have stopped
+        "moving": (i32, (kind.sets,)),  # of passes that update: as given, less what the change detectors have stopped
         "reset": (i32, (kind.rows,)),
         "invalid": (i32, (kind.rows,)),
     }

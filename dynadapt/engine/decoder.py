@@ -283,7 +283,17 @@ class Decoder:
     # ---- the score
 
     @ranged("score")
-    def score(self, hidden, rows, targets, weights, loss: str = "cross_entropy", inputs: Mapping[str, torch.Tensor] = NOTHING, choose=None):
+    def score(
+        self,
+        hidden,
+        rows,
+        targets,
+        weights,
+        loss: str = "cross_entropy",
+        inputs: Mapping[str, torch.Tensor] = NOTHING,
+        choose=None,
+        nll=None,
+    ):
         """Per-token NLL of the scored rows and, where ``weights`` are given, d-hidden of the weighted sum of a loss (losses.py).
 
         Args:
@@ -291,14 +301,15 @@ class Decoder:
             targets: int64 [n], negative: not scored after all. weights: [n] or None for the score alone.
             loss: by name; inputs: what it is given, by name (``losses.given_fields``).
             choose: from the scores [n], factors [n] on the weights of a cross-entropy.
+            nll: [n], where the scores are written; None: in a buffer that the next pass reuses.
 
         Returns:
-            nll [n] and dhidden [N, H] or None, also where nothing below the head learns; both in buffers that the next pass reuses.
+            nll [n] and dhidden [N, H] or None, also where nothing below the head learns, in a buffer that the next pass reuses.
             ``loss`` of a teacher is left in ``self.loss``.
         """
         h = hidden if rows is None else torch.index_select(hidden, 0, rows, out=self.ws("scored", len(rows), hidden.shape[1]))
         n = len(targets)
-        nll, lse = self.stat("nll", n), self.stat("head lse", n)
+        nll, lse = self.stat("nll", n) if nll is None else nll, self.stat("head lse", n)
         teacher = (inputs["ids"], inputs["logp"]) if loss == "kl" else None
         if self.adapted_head is not None:
             dh, dU = self.adapted_head.score(h, rows, targets, weights, nll, lse, self.learns_below)

@@ -204,15 +204,10 @@ class Captured(Eager):
 
     def _take_device_tokens(self, rec: Recording, tokens: torch.Tensor) -> None:
         """Tokens that are on the device already; ids outside the vocabulary stop the stream and are reported when read."""
-        given, vocabulary = rec.given, self.step.decoder.config.vocab_size
+        decoder, given = self.step.decoder, rec.given
+        names = ("counts", "inputs", "targets", "moving")
         tokens = tokens.to(self.step.settings.device)
-        invalid = ((tokens < 0) | (tokens >= vocabulary)).any(1)
-        counted = torch.arange(tokens.shape[1] - 1, device=tokens.device) < given["counts"][:, None]
-        given["inputs"].copy_(tokens[:, :-1].clamp(0, vocabulary - 1))
-        given["targets"].view(len(tokens), -1).copy_(torch.where(counted & ~invalid[:, None], tokens[:, 1:], -1))
-        stopped = invalid if len(given["moving"]) == len(invalid) else invalid.any().view(1)
-        given["moving"].masked_fill_(stopped, -1)
-        rec.made["invalid"].copy_(invalid)
+        decoder.ops.decide("take_tokens", tokens, decoder.config.vocab_size, *(given[name] for name in names), rec.made["invalid"])
 
     def _run(self, rec: Recording, kind: Kind, p: Pass, again: float) -> None:
         """The pass, in Python or as a graph; the ledger counts it either way."""

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from dynadapt.ops import UnsupportedOp, resolve
+from dynadapt.ops import UnsupportedOp, decisions, resolve
 from dynadapt.ops.dispatch import Choice, kernel_module
 from dynadapt.ops.profiler_ranges import named
 
@@ -32,6 +32,14 @@ class OpSet:
         """Calls of ``lora_gradient`` that ``gathers_gradients``, of which none reads what another writes: one launch, with the bits of one by one."""
         together = named(Choice("lora_gradient", "triton", kernel_module("lora_gradient").lora_gradients, "")).function
         (together if self.seconds is None else self._timed("lora_gradient", together, self.seconds))(calls)
+
+    def decide(self, name: str, *arguments) -> None:
+        """One of ops/decisions.py, by its kernel where the backend is Triton's: what a recorded step does in place of asking."""
+        if self.backend != "triton":
+            getattr(decisions, name)(*arguments)
+            return
+        decided = named(Choice(name, "triton", getattr(kernel_module("decisions"), name), "")).function
+        (decided if self.seconds is None else self._timed(name, decided, self.seconds))(*arguments)
 
     def resolve(self, names: list[str]) -> None:
         """Finds the implementations of all ``names`` now.

@@ -8,9 +8,9 @@
 4. flagged streams go back to the prior;
 5. the segment enters memory.
 
-Everything is tensor arithmetic of fixed shapes, so that a CUDA graph can hold it. Where asking for a number costs nothing (the
-eager CPU), ``asks`` lets the host look once, behind 2: a pass whose streams are all flagged, or of which nothing is to be learned by its
-scores (selecting.py), then saves its backward.
+Everything is tensor arithmetic of fixed shapes, so that a CUDA graph can hold it; what it decides is in ops/decisions.py. Where asking for a
+number costs nothing (the eager CPU), ``asks`` lets the host look once, behind 2: a pass whose streams are all flagged, or of which nothing is to
+be learned by its scores (selecting.py), then saves its backward.
 """
 
 from __future__ import annotations
@@ -152,16 +152,16 @@ class Step:
         hidden = d.forward(batch, learner, self.lowest(p.streams) if kind.backward else None, handover=self.handover)
         weights = given["weights"] if kind.backward else None
         choose = partial(self._choose, p, given, made) if kind.selects else None
-        nll, dhidden = d.score(hidden, given.get("rows"), given["targets"], weights, kind.loss, given, choose)
-        made["nll"].copy_(nll)
+        _, dhidden = d.score(hidden, given.get("rows"), given["targets"], weights, kind.loss, given, choose, made["nll"])
         if "loss" in made:
             made["loss"].copy_(d.loss)
         self.moving()
         if self.changes is not None:
             self._watch(self.changes, p, given, made)
-        made["moving"].copy_(given["moving"])
         if kind.backward and not self.nothing_to_learn(made):
             self._learn(kind, batch, dhidden, learner, given, made)
+        elif kind.update:
+            made["moving"].copy_(given["moving"])
         self.fresh = False
         if self.changes is not None and not self.asks:
             flagged = (d.ops.reset, made["reset"], given["adapter"])
@@ -189,12 +189,12 @@ class Step:
         return factors
 
     def _watch(self, changes: ChangePoints, p: Pass, given: Tensors, made: Tensors) -> None:
-        counts = given["counts"]
-        if self.asks:
-            means = torch.stack([row.mean() for row in made["nll"].split(p.counts)]).double()
-        else:
-            means = made["nll"].view(len(counts), -1).double().sum(1) / counts.clamp(min=1)
-        flagged = changes.observe(given["slots"].long(), means, counts > 0)
+        counts, slots = given["counts"], given["slots"]
+        if not self.asks:
+            self.decoder.ops.decide("detect_changes", made["nll"], counts, slots, changes.table, given["moving"], made["reset"])
+            return
+        means = torch.stack([row.mean() for row in made["nll"].split(p.counts)]).double()
+        flagged = changes.observe(slots.long(), means, counts > 0)
         made["reset"].copy_(flagged)
         given["moving"].masked_fill_(flagged, -1)
 
@@ -207,10 +207,11 @@ class Step:
             return
         if self.fused:
             self._backward_that_updates(backward, learner, lr, given, made)
+            self._tally(given["moving"], made, learner.state.step)
         else:
             backward()
             self._move(learner, lr, given["moving"], made, batch.streams)
-        self._tally(given["moving"], made)
+            self._tally(given["moving"], made)
 
     def _rates(self, lr: torch.Tensor, stream: int) -> torch.Tensor:
         """The learning rates of what a stream's learner holds, of all sets' ``lr``."""
@@ -223,24 +224,20 @@ class Step:
         self.fresh = False
         learner.update(self.decoder.ops, moving, lr, made["norms"], made["skipped"])
 
-    def _tally(self, moving: torch.Tensor, made: Tensors) -> None:
-        moved = moving >= 0
-        skipped = (made["skipped"] != 0) & moved
-        self.counters += torch.stack([moved ^ skipped, skipped]).sum(1)  # each a launch of its own in a graph: as few as can be
+    def _tally(self, moving: torch.Tensor, made: Tensors, step: torch.Tensor | None = None) -> None:
+        """``made`` says who moved; ``step``: updates of each slot, where they are still to be counted."""
+        self.decoder.ops.decide("count_updates", moving, made["skipped"], self.counters, made["moving"], step)
 
     def _backward_that_updates(self, backward, learner, lr, given: Tensors, made: Tensors) -> None:
         """Gradient kernels update; a stream whose score is not finite is left out of it."""
-        moved = given["moving"] >= 0
-        finite = torch.isfinite(made["nll"].view(len(moved), -1).sum(1))
-        made["skipped"].copy_(~(finite & moved))
-        learner.fused = Fused(moved.to(torch.int32), learner.state.optimizer.rule(), lr, made["skipped"])
+        moving = given["moving"]
+        admitted = self.decoder.ws("admitted", len(moving), dtype=torch.int32)
+        self.decoder.ops.decide("admit_updates", made["nll"], moving, admitted, made["skipped"])
+        learner.fused = Fused(admitted, learner.state.optimizer.rule(), lr, made["skipped"])
         try:
             backward()
         finally:
             learner.fused = None
-        stepped = moved & (made["skipped"] == 0)
-        made["skipped"].mul_(moved)
-        learner.state.step.index_add_(0, given["adapter"].long(), stepped.to(torch.int32))
 
     # ---- gradient and update as calls of their own
 

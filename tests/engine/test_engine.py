@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from dynadapt import SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory
-from dynadapt.adapt.resets import WARMUP, ChangePoints
+from dynadapt.adapt.resets import ChangePoints
 from dynadapt.engine.memory import WindowStore
 from dynadapt.model import random_model, tiny_config
 from dynadapt.ops import UnsupportedOp, resolve
+from dynadapt.ops.decisions import WARMUP
 
 MODEL = random_model(tiny_config("llama"), seed=0, std=0.1)
 VOCABULARY = MODEL.config.vocab_size

@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynadapt import RMS, SGD, Adam, AdamW, Engine, Full, Lion, LoRA, Muon, Overlap, RowSparse, SegmentMemory
-from dynadapt.adapt import resets
 from dynadapt.interop.publish import publish
 from dynadapt.model import ModelError, random_model, tiny_config
+from dynadapt.ops import decisions
 from dynadapt.ops.matrix_update import product_flops
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -259,8 +259,8 @@ def test_other_backends_compute_the_same(backend):
 def test_fixed_shapes_reset_streams_of_several_kinds_on_the_device():
     ways = [WAYS[0], (LoRA(rank=2, targets="mlp"), SGD(lr=2.0, clip=0.0)), WAYS[0]]
     fixed, eager = (engine(ways, backend="reference", reset="auto", static=static) for static in (True, False))
-    old = resets.WARMUP
-    resets.WARMUP = 2
+    old = decisions.WARMUP
+    decisions.WARMUP = 2
     try:
         for seed in range(4):
             rows = text(3, seed) if seed < 3 else text(3, seed).flip(1)
@@ -269,7 +269,7 @@ def test_fixed_shapes_reset_streams_of_several_kinds_on_the_device():
                     e.driver.step.changes.table[1:3, 1] = torch.tensor([0.1, 1e-4], dtype=torch.float64)
             assert torch.allclose(fixed.step(rows), eager.step(rows), atol=1e-6)
     finally:
-        resets.WARMUP = old
+        decisions.WARMUP = old
     assert fixed.last.was_reset == eager.last.was_reset == [False, True, False]
     for stream in range(3):
         way = fixed.driver.step

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynadapt.bench.cases import attention, base, cross_entropy
 from dynadapt.bench.cases.model import OPS, Sizes
-from dynadapt.kernels import choices, common, lora_gradient
+from dynadapt.kernels import choices, common, decisions, lora_gradient
 from dynadapt.model.geometries import GEOMETRIES
 from dynadapt.ops.dispatch import UnsupportedOp, resolve
 from dynadapt.ops.matrix import DenseMatrix
@@ -116,6 +116,21 @@ def look_together(config, streams: int, segment: int, programs: int) -> bool:
     return lora_gradient.fit(calls)
 
 
+def look_at_decisions(streams: int, segment: int, programs: int) -> None:
+    """What a recorded step decides, of so many streams; weights of all of them read all scores in one program, which is left out where these are many."""
+    numbers = lambda *shape, dtype=torch.int32: without_memory(torch.empty(shape, dtype=dtype, device="meta"))  # noqa: E731
+    slots, nll = torch.arange(streams, dtype=torch.int32), numbers(streams * segment, dtype=torch.float32)
+    tokens, wide = numbers(streams, segment + 1, dtype=torch.int64), torch.float64
+    with checked(0, races=False, scratch=False, programs=programs):
+        decisions.detect_changes(nll, numbers(streams), slots, numbers(4, streams, dtype=wide), slots.clone(), numbers(streams))
+        for sets in (streams, 1) if len(nll) < 2**20 else (streams,):
+            moving = slots[:sets].clone()
+            decisions.admit_updates(nll, moving, numbers(sets), numbers(sets))
+            decisions.count_updates(moving, numbers(sets), numbers(2, dtype=torch.int64), numbers(sets), numbers(sets))
+            inputs, targets = numbers(streams, segment, dtype=torch.int64), numbers(streams * segment, dtype=torch.int64)
+            decisions.take_tokens(tokens, 151_936, numbers(streams), inputs, targets, moving, numbers(streams))
+
+
 def served() -> list[str]:
     found = []
     for op in OPS:
@@ -130,6 +145,11 @@ def served() -> list[str]:
 @pytest.mark.parametrize("op", served())
 def test_a_small_model(op):
     look(op, MODELS["smollm2-135m"], 1, 512, "fused", 2)
+
+
+@pytest.mark.parametrize("streams, segment", [*SHAPES, (70_000, 40_000)])  # the last has more scores than 2^31
+def test_decisions(streams, segment):
+    look_at_decisions(streams, segment, 4)
 
 
 def test_gradients_of_a_layer_of_a_small_model():

@@ -122,6 +122,19 @@ def test_ragged_streams_learn_their_own_heads():
     follow(engine("cpu", **options), engine("triton", **options), steps=2, lengths=[[6, 2], [0, 5]])
 
 
+@pytest.mark.parametrize("optimizer", [Adam(lr=0.01), SGD(lr=0.1, clip=0)], ids=str)
+def test_a_stream_whose_score_has_jumped_goes_back_alone(optimizer):
+    pair = [engine(backend, adapt=LoRA(2), optimizer=optimizer, reset="auto") for backend in ("cpu", "triton")]
+    follow(*pair, steps=1)
+    for e in pair:  # as if stream 1 had had an easy past
+        e.driver.step.changes.table[:, 1] = torch.tensor([10, 0.1, 1e-3, 0], dtype=torch.float64)
+    follow(*pair, steps=2)
+    assert pair[0].updates == pair[1].updates == 5 and pair[1].skipped_updates == 0
+    for e in pair:
+        points = e.driver.step.changes.points()
+        assert [point.count for point in points] == [3, 1] and points[1].statistic == 0
+
+
 def test_float8_base_is_the_references():
     config = replace(tiny_config("llama"), hidden_size=64, heads=4, kv_heads=2, head_dim=16, ffn_size=96)
     options = {"adapt": LoRA(2), "base": "float8", "segment": T, "streams": 2, "dtype": "fp32" if DEVICE == "cpu" else "bf16"}
@@ -168,13 +181,27 @@ class OwnKernels(TorchDispatchMode):
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU explain() counts the graph's nodes")
-def test_small_kernels_of_torch_in_a_step(monkeypatch):
-    """Each takes as long as a launch does: the score's copy, that of whom an update moves, and the tally of updates."""
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda *_, **__: None)
-    e = engine("triton", adapt=LoRA(2), memory=SegmentMemory(3, 1))
+@pytest.mark.parametrize(
+    "options,decisions",
+    [
+        ({}, ["count_updates"]),
+        ({"reset": "auto"}, ["detect_changes", "count_updates"]),
+        ({"reset": "auto", "optimizer": SGD(lr=0.1, clip=0)}, ["detect_changes", "admit_updates", "count_updates"]),
+        ({"adapt": RowSparse(0.3), "optimizer": SGD(lr=0.1, clip=0), "shared": True}, ["admit_updates", "count_updates"]),
+        ({"adapt": None}, []),
+    ],
+    ids=str,
+)
+def test_small_kernels_of_torch_in_a_step(options, decisions, monkeypatch):
+    """There are none, each of which would take as long as a launch does: what the step decides is a launch each."""
+    launched = []
+    noted = lambda executor, *_, **__: launched.append(executor.fn.__name__.removeprefix("dynadapt_"))  # noqa: E731
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", noted)
+    e = engine("triton", **{"adapt": LoRA(2), "memory": SegmentMemory(3, 1), **options})
     with choices.force("fused"):
         e.step(text(2))
     inside, run = [], e.driver.step.run
+    launched.clear()
 
     def counted(*arguments):
         own = OwnKernels()
@@ -185,7 +212,34 @@ def test_small_kernels_of_torch_in_a_step(monkeypatch):
     e.driver.step.run = counted
     with choices.force("fused"):
         e.step(text(2, seed=1))
-    assert inside == [["copy_", "copy_", "ge", "ne", "bitwise_and", "bitwise_xor", "stack", "sum", "add_"]]
+    assert inside == [[]]
+    assert [name for name in launched if name in ("detect_changes", "admit_updates", "count_updates")] == decisions
+
+
+@pytest.mark.parametrize("options", [{}, {"adapt": RowSparse(0.3), "shared": True}], ids=str)
+def test_tokens_of_the_device_are_taken_in_one_launch(options, monkeypatch):
+    """What they leave in a pass's buffers is what the host's would, but for a row with an id that is none."""
+    e, launched, own = engine("triton", **{"adapt": LoRA(2), **options}), [], OwnKernels()
+    tokens = text(2, seed=1).to(DEVICE)
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreter.GridExecutor, "__call__", lambda executor, *_, **__: launched.append(executor.fn.__name__))
+        e.step(text(2, seed=1), [T, 2])
+        (rec,) = e.static.recordings.values()
+        launched.clear()
+        with own:
+            e.static._take_device_tokens(rec, tokens)
+    assert DEVICE != "cpu" or (own.names, launched) == ([], ["dynadapt_take_tokens"])
+    names = ("inputs", "targets", "moving")
+    expected = {name: rec.given[name].clone() for name in names}
+    for name in names[:2]:
+        rec.given[name].fill_(-7)
+    e.static._take_device_tokens(rec, tokens)
+    expected["inputs"][1, 2:] = tokens[1, 2:-1]  # which the host leaves out
+    assert all(torch.equal(rec.given[name], expected[name]) for name in names) and not rec.made["invalid"].any()
+    tokens[1, T] = MODELS["llama"].config.vocab_size
+    e.static._take_device_tokens(rec, tokens)
+    assert rec.made["invalid"].tolist() == [0, 1] and (rec.given["targets"][T:] == -1).all()
+    assert rec.given["moving"].tolist() == ([-1] if "shared" in options else [0, -1])
 
 
 def test_what_the_device_found_in_its_tokens_is_gone_with_the_hosts_next(monkeypatch):

@@ -19,6 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynadapt.ops.dispatch import kernel_module, resolve
+from dynadapt.ops.table import OPS
 
 from .ceilings import Ceilings
 from .datasheets import card
@@ -188,10 +189,15 @@ class _Launches(WorkRecorder):
         super().__init__(ledger, dtype)
         self.begun, self.name, self.counted = 0, "", 0
 
+    def decide(self, name: str, *arguments) -> None:
+        self._called(name, [arguments])
+
     def noted(self, name: str, calls: list[tuple]) -> None:
         self.begun, self.name = len(self.launches), name
         self.counted = self.ops[name].flops
-        if len(calls) > 1:
+        if name not in OPS:  # of ops/decisions.py
+            getattr(kernel_module("decisions"), name)(*calls[0])
+        elif len(calls) > 1:
             kernel_module("lora_gradient").lora_gradients(calls)
         else:
             resolve(name, "triton", self.dtype).function(*calls[0])

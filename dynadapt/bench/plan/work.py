@@ -89,6 +89,9 @@ class WorkRecorder:
     def lora_gradients(self, calls: list[tuple]) -> None:
         self._called("lora_gradient", calls)
 
+    def decide(self, name: str, *arguments) -> None:
+        """What a recorded step decides on the device: numbers a stream, and the host's on a CPU."""
+
     def _called(self, name: str, calls: list[tuple]) -> None:
         self.settle()
         self.last = self.ops.setdefault(name, OpWork())
@@ -218,7 +221,9 @@ def step_work(
         _one_pass(decoder, learner, depth, rows, segment, context, slots)
     if learn:
         for _ in range(1 if memory_only else turns):
-            learner.state.update(noting.update, torch.empty(slots, dtype=torch.int32, device=META), torch.empty(slots, device=META))
+            moving = torch.empty(slots, dtype=torch.int32, device=META)
+            learner.state.update(noting.update, moving, torch.empty(slots, device=META))
+            noting.decide("count_updates", moving, moving, torch.empty(2, dtype=torch.int64, device=META), moving)
         factors = learner.state.rate_factor is not None
         ledger.add("update", turns * slots * update_op.flops(learner.layout.parameters, optimizer.rule(), learner.layout.parts, factors))
     noting.settle()
@@ -254,9 +259,9 @@ def _one_pass(decoder: Decoder, learner, lowest, rows: int, segment: int, contex
     batch = Batch(tokens, count(1 if slots == 1 else rows), count(rows), tuple(range(rows)), context / (context + segment))
     hidden = decoder.forward(batch, learner, lowest)
     scored = torch.empty(rows * segment, dtype=torch.int64, device=META)
-    _, dhidden = decoder.score(
-        hidden, scored if context else None, scored, None if lowest is None else torch.empty(rows * segment, device=META)
-    )
+    wide = lambda: torch.empty(rows * segment, dtype=wide_dtype(decoder.ws.dtype), device=META)  # noqa: E731
+    weights = None if lowest is None else wide()
+    _, dhidden = decoder.score(hidden, scored if context else None, scored, weights, nll=wide())
     if lowest is not None:
         decoder.backward(batch, learner, lowest, dhidden, False)
     if decoder.memory is not None:
