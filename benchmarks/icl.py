@@ -70,7 +70,7 @@ def runs_of(
         raise SystemExit(f"--steps {steps}: give a multiple of {needed:,}, so that the weights before every last fifth are kept")
     common = {"preset": f"icl-claims-{scale}", "device": device, "dtype": dtype or base.dtype, "unit_variance": True}
     base = replace(base, **common, steps=steps, warmup=min(base.warmup, steps))
-    number = replace(base, dims=1, dims_start=0, steps=few, warmup=min(base.warmup, few), **one)
+    number = replace(base, dims=1, dims_start=0, dims_every=TrainConfig.dims_every, steps=few, warmup=min(base.warmup, few), **one)
     sparse = f"sparse-linear:{nonzeros}"
     linear = {"mixture": ("dense-linear", sparse), "dense": ("dense-linear",), "sparse": (sparse,)}
     waves = {"waves": ("dense-linear", WAVES), "line": ("dense-linear",), "wave": (WAVES,)}
