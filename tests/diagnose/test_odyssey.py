@@ -110,6 +110,18 @@ def test_claim_10_is_open_where_a_domain_is_undecided_and_where_all_diverged():
     assert odyssey.claims([row(i, 9.0, "diverged") for i in range(4)])["verdicts"]["10"] == "not decided"
 
 
+@pytest.mark.parametrize(
+    "names,ten,twelve", [(1, "confirmed", "confirmed"), (2, "not decided", "confirmed"), (3, "not decided", "not decided")]
+)
+def test_domains_that_chose_defaults_decide_nothing_alone(names, ten, twelve):
+    """Three of nine got worse, of which as many are such."""
+    rows = worse(3, 9, "hurts on few types")
+    for found, name in zip(rows, odyssey.TUNED[:names]):
+        found["domain"] = name
+    verdicts = odyssey.claims(rows)["verdicts"]
+    assert (verdicts["10"], verdicts["12"]) == (ten, twelve)
+
+
 @pytest.mark.parametrize("few,verdict", [(0, "refuted"), (1, "not decided"), (2, "confirmed")])
 def test_claim_12_by_the_share_of_harmed_domains(few, verdict):
     rows = [row(i, 0.1, "hurts on few types" if i < few else "hurts broadly") for i in range(3)]
