@@ -380,13 +380,14 @@ class EvalConfig:
         for name, unsaid in {**LATER, "select": "gradient", **dict.fromkeys(later)}.items():
             if content[name] is None or content[name] == unsaid or not content[name] and name not in NUMBERS:
                 del content[name]
-        if self.bos == UNSAID["bos"]:  # as runs have it that were begun before there was a choice
+        if self.bos != "yes":  # as runs have it that were begun before there was a choice
             del content["bos"]
         return without_usual_alpha(content)
 
     @classmethod
     def from_dict(cls, content: dict) -> EvalConfig:
-        """What ``to_dict`` gave, or what a run's config.json has: without "bos", a run whose documents begin with no token of the tokenizer's.
+        """What ``to_dict`` gave, or what a run's config.json has: without "bos", a run whose documents begin with no token of the tokenizer's,
+        also where ``to_dict`` was asked before "auto" was settled.
 
         Raises:
             ConfigError: it is no dictionary, names what is no setting, or a value is not accepted.
@@ -403,7 +404,7 @@ class EvalConfig:
 
     def matches(self, begun: dict) -> bool:
         """Whether `begun`, a run's config.json, is a run of this configuration, whatever its open settings became there."""
-        mine = {name: value for name, value in self.to_dict().items() if name not in self.open}
+        mine = self.to_dict()
         return {**mine, **{name: begun[name] for name in self.open if name in begun}} == begun
 
     def as_begun(self, begun: dict) -> EvalConfig:

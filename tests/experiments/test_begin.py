@@ -280,13 +280,6 @@ def test_a_run_does_not_go_on_with_another_beginning(begins, tmp_path):
         run(config, tmp_path / "out", RunOptions(resume=True))
 
 
-@pytest.mark.parametrize("bos", ["auto", "yes", "no"])
-def test_what_a_document_begins_with_stays_in_a_dictionary_of_settings(bos):
-    config = EvalConfig(text=("a.txt",), bos=bos)
-    assert EvalConfig.from_dict(json.loads(json.dumps(config.to_dict()))).bos == bos
-    assert ("bos" in config.to_dict()) == (bos != "no") and config.matches({**config.to_dict(), "bos": "yes"}) == (bos != "no")
-
-
 @pytest.mark.parametrize(
     "content", [{"bos": None}, {"bos": True}, {"bos": "Yes"}, {"bos": ["yes"]}, {"add_bos": True}, None, [("bos", "yes")], "bos"]
 )

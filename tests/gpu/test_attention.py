@@ -49,8 +49,8 @@ def test_against_reference(case):
 @each(OPS, [(2, 150, 70, 2, 1, 20, True)], [torch.float32])
 def test_blocks_of_bfloat16(case, large, arch, monkeypatch):
     """The larger blocks that bfloat16 gets, on float32 values."""
-    blocks = kernels._blocks
-    monkeypatch.setattr(kernels, "_blocks", lambda kernel, dtype, d, *_: blocks(kernel, torch.bfloat16, d, large, arch))
+    blocks = kernels.block_sizes
+    monkeypatch.setattr(kernels, "block_sizes", lambda kernel, dtype, d, *_: blocks(kernel, torch.bfloat16, d, large, arch))
     check(case)
 
 

@@ -88,7 +88,7 @@ class _Demo:
         if self.budget:
             self.console.print(f"{Path(config.model).name}: timing a segment of {self.segment} tokens on this machine", markup=False)
         try:
-            found = self.cells.ask(what="look", config={**config.to_dict(), "lr": config.lr}, time=bool(self.budget))
+            found = self.cells.ask(what="look", config={**config.to_dict(), "bos": config.bos, "lr": config.lr}, time=bool(self.budget))
         except CellFailed as failed:
             raise RunError(str(failed)) from None
         self.dtype, self.lr = found["dtype"], found["lr"]
@@ -190,7 +190,9 @@ class _Demo:
 
         table.status(f"{TITLES[cell.name]}: loading")
         try:
-            self.cells.ask(on_event, what="cell", config=cell.config.to_dict(), out=str(self.folder / cell.name))
+            self.cells.ask(
+                on_event, what="cell", config={**cell.config.to_dict(), "bos": cell.config.bos}, out=str(self.folder / cell.name)
+            )
         except CellFailed as failed:
             self.failures[cell.name] = str(failed)
             table.say(f"{TITLES[cell.name]}: {failed}")

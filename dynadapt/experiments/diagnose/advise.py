@@ -81,8 +81,6 @@ def advise(
     model.check_finite()
     config = settle(config, model.config, memory=0)
     settings = {**config.with_(text=texts).to_dict(), "advise": list(texts), "reference": list(reference), "windows": windows}
-    if config.bos == "auto":  # as before it was kept
-        del settings["bos"]
     settings.update({"margin": margin} if margin != MARGIN else {})
     directory = RunDirectory(out, settings, True, scores=False)
     try:

@@ -108,5 +108,4 @@ class DiagnoseConfig:
     def to_dict(self) -> dict:
         left_out = ("eval",) + ("margin",) * (self.margin == MARGIN)  # every run had the usual one before there was a choice
         own = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items() if name not in left_out}
-        scoring = {name: value for name, value in self.eval.to_dict().items() if (name, value) != ("bos", "auto")}  # as before it was kept
-        return {**scoring, **own}
+        return {**self.eval.to_dict(), **own}
