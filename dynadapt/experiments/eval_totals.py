@@ -76,7 +76,7 @@ def count(totals: dict, config: EvalConfig, segment: Segment, nll: np.ndarray, r
         "bytes": size,
         "total_tokens": totals["tokens"],
         "total_nll": totals["nll"] / totals["tokens"],
-        "totalbits_per_byte": bits_per_byte(totals["nll"], totals["bytes"]),
+        "total_bits_per_byte": bits_per_byte(totals["nll"], totals["bytes"]),
         "seconds": seconds,
         "total_seconds": totals["seconds"],
         "flops": flops,
