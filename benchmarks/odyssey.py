@@ -32,6 +32,7 @@ Rules, of each condition for itself, fixed before the rates between and full tra
 from __future__ import annotations
 
 import json
+import math
 import sys
 from functools import cache
 from itertools import product
@@ -303,6 +304,32 @@ def _diverged(row: dict) -> bool:
     return row["verdict"] == DIVERGED or "ceiling" not in row and row["perplexity"]["after"] > VOCABULARY
 
 
+def over_all(conditions: dict[str, list[dict]]) -> dict:
+    """The advice of all conditions together, whose rows are not independent: how often its sign was right, and for foreseen gains and rises the factor to the outcome
+    (advise.py has them) with how many outcomes would have been held by the factor of the other domains."""
+    rows = [row for found in conditions.values() for row in found]
+    decided = [row for row in rows if row["advice"] in (ADAPT, LEAVE, DIVERGED)]
+    found: dict = {
+        "rows": len(rows),
+        "covered": sum(row["expected_interval"][0] <= row["change"] <= row["expected_interval"][1] for row in rows),
+        "decided": len(decided),
+        "right": sum((row["change"] < 0) == (row["advice"] == ADAPT) for row in decided),
+    }
+    for name, there in (("gain", [row for row in rows if row["expected"] < 0]), ("rise", [row for row in rows if row["expected"] > 0])):
+        ratios = np.array([row["change"] / row["expected"] for row in there])
+        domains = np.array([row["domain"] for row in there])
+        held = 0
+        for row in there:
+            others = ratios[(domains != row["domain"]) & (ratios > 0)]
+            low, high = (
+                outcome_interval(row["expected"], row["expected_interval"], size_factor(others)) if len(others) else (math.inf, -math.inf)
+            )
+            held += low <= row["change"] <= high
+        factor = size_factor(ratios[ratios > 0]) if (ratios > 0).any() else None
+        found[name] = {"of": len(there), "factor": factor, "held": held, "other_sign": int((ratios <= 0).sum())}
+    return found
+
+
 def calibrated(rows: list[dict]) -> dict:
     """The factor between foreseen and measured changes, and how many outcomes it would have held: each domain's interval is made
     with the factor of the others. Domains whose change has the other sign than foreseen have no factor, and count as not held."""
@@ -396,6 +423,7 @@ def main() -> None:
         results = read_json(arguments.report)
         for found in results["conditions"].values():
             found["claims"] = claims(found["rows"])
+        results["advice"] = over_all({name: found["rows"] for name, found in results["conditions"].items()})
         write_json(arguments.report, results)
         print(markdown(results))
         return
@@ -422,6 +450,7 @@ def write_done(arguments, done: dict[str, list[dict]], failed: list[dict]) -> No
         "settings": settings,
         "corpus": corpus_facts(arguments.corpus),
         "conditions": {c: {"rows": rows, "claims": claims(rows)} for c, rows in done.items() if rows},
+        "advice": over_all(done),
         "failed": failed,
     }
     write_results(arguments.out, results, markdown(results))
