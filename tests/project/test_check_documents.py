@@ -78,11 +78,11 @@ def test_made_pages_have_tables():
 
 @pytest.mark.parametrize("page", ["docs/results.md", "docs/icl.md", "docs/lm-eval.md", "docs/quants.md"])
 def test_a_changed_number_is_seen(page):
-    """Every number of a page's tables, moved by one in its last digit, one at a time; but for the table of claims, whose two digits are
-    in a file of thousands of numbers by chance."""
+    """Every number of a page's tables, moved by one in its last digit, one at a time; but for the tables of claims, whose two or three digits
+    are in files of thousands of numbers by chance."""
     seen = count = 0
     for each in tables(page, (ROOT / page).read_text("utf-8")):
-        if each.file == "flops-vs-loss.json":
+        if each.file in ("flops-vs-loss.json", "odyssey.json"):
             continue
         content = results_of(each.file)
         for at, row in enumerate(each.rows):
