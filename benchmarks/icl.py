@@ -35,7 +35,7 @@ OWN = "own-"  # before the names of runs whose classes keep their own scales
 CURRICULUM = {
     "dims_start": 1,
     "dims_every": 1000,
-}  # without it three specialists of nine stayed where nothing is learned (docs/icl-claims.md)
+}  # without it three specialists of six stayed where nothing is learned (docs/icl-claims.md)
 SMALL = TrainConfig(
     dims=3, points=8, layers=4, hidden=64, heads=2, positions=20, batch=64, steps=25_000, lr=2e-3, schedule="cosine", warmup=1000, clip=1.0,
     **CURRICULUM,
