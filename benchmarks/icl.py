@@ -32,13 +32,10 @@ from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
 WAVES = "sinusoid:amplitude=[0.5;2],frequency=[2;2]"
 OWN = "own-"  # before the names of runs whose classes keep their own scales
 
-CURRICULUM = {
-    "dims_start": 1,
-    "dims_every": 1000,
-}  # without it three specialists of six stayed where nothing is learned (docs/icl-claims.md)
+# Without the curriculum three specialists of six stayed where nothing is learned (docs/icl-claims.md).
 SMALL = TrainConfig(
     dims=3, points=8, layers=4, hidden=64, heads=2, positions=20, batch=64, steps=25_000, lr=2e-3, schedule="cosine", warmup=1000, clip=1.0,
-    **CURRICULUM,
+    dims_start=1, dims_every=1000,
 )  # fmt: skip
 TINY = TrainConfig(dims=3, points=4, layers=1, hidden=16, heads=2, positions=7, batch=4, steps=10, log=2, lr=1e-3)
 # a specialist's settings, non-zeros of the sparse class, and what is different for functions of one number (share: of the steps);

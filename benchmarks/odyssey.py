@@ -32,7 +32,6 @@ Rules, of each condition for itself, fixed before the rates between and full tra
 from __future__ import annotations
 
 import json
-import math
 import sys
 from functools import cache
 from itertools import product
@@ -142,7 +141,6 @@ def row_of(name: str, condition: str, advised: dict, found: dict) -> dict:
         "divergence": found["similarity"]["orders"][0]["divergence"],
         "top10": ten,
         "largest": [t["shown"] for t in found["top_types"][:5]],
-        "classes": found["classes"],
         "controls": found["controls"],
         "advice": advised["advice"],
         "expected": advised["expected_change"],
@@ -316,32 +314,41 @@ def over_all(conditions: dict[str, list[dict]]) -> dict:
         "right": sum((row["change"] < 0) == (row["advice"] == ADAPT) for row in decided),
     }
     for name, there in (("gain", [row for row in rows if row["expected"] < 0]), ("rise", [row for row in rows if row["expected"] > 0])):
-        ratios = np.array([row["change"] / row["expected"] for row in there])
-        domains = np.array([row["domain"] for row in there])
-        held = 0
-        for row in there:
-            others = ratios[(domains != row["domain"]) & (ratios > 0)]
-            low, high = (
-                outcome_interval(row["expected"], row["expected_interval"], size_factor(others)) if len(others) else (math.inf, -math.inf)
-            )
-            held += low <= row["change"] <= high
+        ratios = _ratios(there)
+        held = sum(_held(row, _of_others(row, there, ratios)) for row in there)
         factor = size_factor(ratios[ratios > 0]) if (ratios > 0).any() else None
         found[name] = {"of": len(there), "factor": factor, "held": held, "other_sign": int((ratios <= 0).sum())}
     return found
 
 
+def _ratios(rows: list[dict]) -> np.ndarray:
+    """Of measured to foreseen changes; -1 where nothing was foreseen."""
+    return np.array([row["change"] / row["expected"] if row["expected"] else -1.0 for row in rows])
+
+
+def _of_others(row: dict, rows: list[dict], ratios: np.ndarray) -> np.ndarray:
+    """The ratios of the other domains, as far as their changes have the sign that was foreseen."""
+    return ratios[np.array([other["domain"] != row["domain"] for other in rows]) & (ratios > 0)]
+
+
+def _held(row: dict, ratios: np.ndarray) -> bool:
+    """Whether the interval that these ratios give holds the outcome; without any there is none."""
+    if not len(ratios):
+        return False
+    low, high = outcome_interval(row["expected"], row["expected_interval"], size_factor(ratios))
+    return low <= row["change"] <= high
+
+
 def calibrated(rows: list[dict]) -> dict:
     """The factor between foreseen and measured changes, and how many outcomes it would have held: each domain's interval is made
     with the factor of the others. Domains whose change has the other sign than foreseen have no factor, and count as not held."""
-    ratio = np.array([row["change"] / row["expected"] if row["expected"] else -1.0 for row in rows])
-    held = 0
-    for index, row in enumerate(rows):
-        others = np.delete(ratio, index)
-        if (others > 0).sum() < 2:
-            return {"factor": None, "held": None, "of": len(rows)}
-        low, high = outcome_interval(row["expected"], row["expected_interval"], size_factor(others[others > 0]))
-        held += low <= row["change"] <= high
-    return {"factor": size_factor(ratio[ratio > 0]), "held": held, "of": len(rows), "other_sign": int((ratio <= 0).sum())}
+    ratios = _ratios(rows)
+    others = [_of_others(row, rows, ratios) for row in rows]
+    factor = held = None
+    if rows and min(map(len, others)) >= 2:
+        factor, held = size_factor(ratios[ratios > 0]), sum(map(_held, rows, others))
+    found = {"factor": factor, "held": held, "of": len(rows)}
+    return found if factor is None else {**found, "other_sign": int((ratios <= 0).sum())}
 
 
 def markdown(results: dict) -> str:

@@ -124,9 +124,8 @@ def test_pieces_of_spliced_texts_are_of_one_text_each():
         resets.pieces_of({"d9": [0] * 9000}, long)
 
 
-STORED = [
-    (script, file) for script in (guard, resets) for file in sorted((ROOT / "benchmarks" / "results").glob(f"{script.__name__[11:]}*.json"))
-]
+RESULTS = ROOT / "benchmarks" / "results"
+STORED = [(script, file) for script in (guard, resets) for file in sorted(RESULTS.glob(f"{script.__name__.rpartition('.')[2]}*.json"))]
 
 
 @pytest.mark.parametrize("script,file", STORED, ids=lambda of: getattr(of, "stem", ""))
