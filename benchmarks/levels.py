@@ -50,6 +50,7 @@ from benchmarks.script import (  # noqa: E402
     domains_of,
     going_on,
     judged,
+    shown,
     write_results,
 )
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
@@ -134,7 +135,7 @@ def page(results: dict) -> str:
         lines.append(f"| {arm} | {flops / 1e9:.3f} | {nll:.3f} | " + " | ".join(f"{row['nll']:.3f}" for row in rows) + " |")
     lines += ["", "| what | beside | is worth, nats per token | seen with 80% |", "|---|---|---|---|"]
     for row in v["worth"]:
-        span = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+        span = shown(row)
         lines.append(f"| {row['level']} | {row['beside']} | {span} | {row['seen_with_80%']:.3f} |")
     n = v["nats"]
     lines += [

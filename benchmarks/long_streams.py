@@ -40,12 +40,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
-from flops.evidence import Scored, read_scored  # noqa: E402
+from flops.evidence import Scored, masked_per_token, read_scored  # noqa: E402
 
-from benchmarks.script import OPEN, TUNED, cell, corpus_facts, corpus_parser_of, domains_of, going_on, judged, write_results  # noqa: E402
+from benchmarks.script import OPEN, TUNED, cell, corpus_facts, corpus_parser_of, domains_of, going_on, judged, shown, write_results  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
 from dynadapt.experiments.corpus_read import read_documents  # noqa: E402
-from dynadapt.ops import attention  # noqa: E402
 
 TOKENS, LONGER, TUNING = 65537, 131073, 8193  # of a text; the first is not scored
 LENGTHS = (4096, 16384, 65536)
@@ -199,15 +198,6 @@ def in_common(cells: dict[str, dict[str, Scored]], arms: tuple[str, ...] = ()) -
     return {text: {arm: replace(s, nll=s.nll[: ends[text]]) for arm, s in found.items()} for text, found in chosen.items()}
 
 
-def causal_flops(scored: Scored, arm: Arm, config) -> float:
-    """FLOPs per token without what causal attention masks."""
-    masked = sum(
-        sum(attention.masked_flops(arm.segment, config.heads, config.head_dim, 0, config.window(i))[: 1 + arm.online])
-        for i in config.attention_layers
-    )
-    return scored.cost - masked / arm.segment
-
-
 # ---- verdicts
 
 
@@ -252,7 +242,7 @@ def verdicts(cells: dict[str, dict[str, Scored]], flops: dict[str, float]) -> di
 
 def page(results: dict) -> str:
     """results.json as markdown."""
-    d = lambda r: f"{r['mean']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] | {r['seen_with_80%']:.3f} | {r['verdict']}"  # noqa: E731
+    d = lambda r: f"{shown(r)} | {'-' if r['seen_with_80%'] is None else format(r['seen_with_80%'], '.3f')} | {r['verdict']}"  # noqa: E731
     v, rates = results["verdicts"], results["rates"]
     lines = ["| " + " | ".join(["NLL", "GFLOP per token", *results["texts"]]) + " |", "|---" * (2 + len(results["texts"])) + "|"]
     lines += [
@@ -349,7 +339,9 @@ def measure(given: argparse.Namespace) -> None:
             cells[name][arm.name] = runner.cell(
                 file, arm, tokens, rate, arm.name if tokens == given.tokens else f"{arm.name}-of-{tokens - 1}"
             )
-        flops[arm.name] = causal_flops(cells[name][arm.name], arm, model.config)
+        scored = cells[name][arm.name]
+        settings = {"segment": arm.segment, "adapt": arm.adapt}
+        flops[arm.name] = replace(scored, masked=masked_per_token(model.config, len(scored.nll), settings)).cost
         put(given, texts, rates, cells, flops)
 
 

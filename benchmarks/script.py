@@ -171,13 +171,20 @@ def cell(folder: Path, config, model, checkpoint: int = 8) -> dict:
 
 
 def judged(values: list[float], margin: float = 0.0, below: bool = True) -> dict:
-    """The mean of paired differences [texts], its interval, power and verdict: `below` (or above) `margin` is what the claim says."""
+    """The mean of paired differences [texts], its interval (None of one text), and the verdict: `below` (or above) `margin` is what the claim says.
+    "seen_with_80%": how far from the margin a true difference has to lie to be called with that probability."""
     found = paired(values)
-    n, (low, high) = len(values), found["interval"] or (-math.inf, math.inf)
+    n, (low, high) = len(values), found["interval"] or (None, None)
     error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-    under, over = high < margin, low > margin
-    verdict = OPEN if n < 6 or not (under or over) else CONFIRMED if under == below else REFUTED
+    under, over = n >= 6 and high < margin, n >= 6 and low > margin
+    verdict = OPEN if not (under or over) else CONFIRMED if under == below else REFUTED
     return {
         "mean": found["mean"], "low": low, "high": high, "texts": n, "p": found["p"], "verdict": verdict,
         "seen_with_80%": seen(error, n - 1, 0.05) if n > 1 else None, "by_text": values,
     }  # fmt: skip
+
+
+def shown(row: dict, digits: int = 3) -> str:
+    """Mean and interval of what `judged` gives."""
+    number = lambda value: f"{value:+.{digits}f}"  # noqa: E731
+    return number(row["mean"]) + (" (no interval)" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]")

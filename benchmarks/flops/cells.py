@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 SEGMENT = 512
-REACH = 2048  # the longest context of the grid
+REACH = 2048  # the longest context that memory and overlap are compared at
+WHOLE = 4096  # the longest of the grid: all of a text of the small one
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ TUNED = (
 
 def main_cells(ranks=(4, 64), densities=(0.02, 0.1, 0.5)) -> tuple[Cell, ...]:
     """Every cell of one text: context, memory and overlap, update frequency, what learns, and after fine-tuning."""
-    static = [_cell(f"static-{t}", f"static, {t:,}", segment=t) for t in (256, 1024, REACH)]
-    static += [_cell(f"static-memory-{m}", f"static, memory {m:,}", memory=m) for m in (SEGMENT, REACH - SEGMENT)]
+    static = [_cell(f"static-{t}", f"static, {t:,}", segment=t) for t in (256, 1024, REACH, WHOLE)]
+    static += [_cell(f"static-memory-{m}", f"static, memory {m:,}", memory=m) for m in (SEGMENT, REACH - SEGMENT, WHOLE - SEGMENT)]
     static += [_cell(f"static-overlap-{m}", f"static, overlap {m:,}", context=m) for m in (SEGMENT, REACH - SEGMENT)]
     static += [_cell("static-short", "static, 128, memory 512", segment=128, memory=SEGMENT)]
     lora = [
@@ -51,6 +52,12 @@ def main_cells(ranks=(4, 64), densities=(0.02, 0.1, 0.5)) -> tuple[Cell, ...]:
     lora += [
         _cell(f"lora-every-{k}", f"LoRA r16, 128, memory 512, every {k}", "lora", segment=128, memory=SEGMENT, every=k)
         for k in (1, 2, 4, 8)
+    ]
+    lora += [
+        _cell(
+            f"lora-accumulate-{k}", f"LoRA r16, 128, memory 512, from all {k} at once", "lora", segment=128, memory=SEGMENT, every=k, accumulate=True
+        )
+        for k in (2, 4, 8)
     ]
     kinds = [_cell(f"lora-rank-{r}", f"LoRA r{r}, 512", "lora", rank=r) for r in ranks]
     kinds += [_cell(f"rows-{d:g}", f"{d:.0%} of rows, 512", "rows", density=d) for d in densities]

@@ -7,18 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
-BLOCK = 256  # tokens that the bootstrap draws together: neighbours are not independent
-DRAWS = 4000
+from dynadapt.experiments.reweight.compare import paired
+from dynadapt.ops import attention
+
+BLOCK = 256  # neighbouring tokens, which are not independent, taken as one value
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One finished cell. nll [N] nats per token in the text's order, token 1 first; FLOPs are per scored token, by phase."""
+    """One finished cell. nll [N] nats per token in the text's order, token 1 first; FLOPs are per scored token, by phase, over the whole rectangle of
+    attention's windows; masked: of them what causal attention throws away."""
 
     nll: np.ndarray = field(repr=False)
     bytes: int
     flops: dict[str, float]
     learned_parameters: int
+    masked: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -30,8 +34,8 @@ class Scored:
 
     @property
     def cost(self) -> float:
-        """FLOPs per scored token."""
-        return sum(self.flops.values())
+        """FLOPs per scored token, attention's as causal."""
+        return sum(self.flops.values()) - self.masked
 
 
 def read_scored(run: Path, summary: dict) -> Scored:
@@ -47,14 +51,26 @@ def read_scored(run: Path, summary: dict) -> Scored:
     )
 
 
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95% percentile interval of the mean of per-token values [N], drawing blocks of BLOCK neighbours with replacement."""
-    starts = range(0, len(values), BLOCK)
-    sums = np.array([values[i : i + BLOCK].sum() for i in starts])
-    sizes = np.array([len(values[i : i + BLOCK]) for i in starts])
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (DRAWS, len(sums)))
-    low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
-    return float(low), float(high)
+def masked_per_token(config, tokens: int, settings: dict) -> float:
+    """What causal attention throws away of a run's FLOPs per scored token: `tokens` of them on one stream, `settings` as EvalConfig has them. Memory is
+    in front of every query and loses nothing; the context of overlapping windows is run with the segment behind it."""
+    segment, every = settings["segment"], 1 if settings.get("accumulate") else settings.get("every", 1)
+    total = 0
+    for i, start in enumerate(range(0, tokens, segment)):
+        length = min(segment, tokens - start) + min(settings.get("context", 0), start)
+        learns = settings["adapt"] != "none" and (i + 1) % every == 0
+        for layer in config.attention_layers:
+            forward, backward = attention.masked_flops(length, config.heads, config.head_dim, 0, config.window(layer))
+            total += forward + backward * learns
+    return total / tokens
+
+
+def interval(values: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """95% interval of the mean of per-token values [N]: Student's over the means of blocks of about BLOCK neighbours. Of this text alone, and too narrow
+    where blocks go with their neighbours; None of one block."""
+    blocks = np.array_split(values, max(1, round(len(values) / BLOCK)))
+    low, high = paired([float(block.mean()) for block in blocks])["interval"] or (None, None)
+    return low, high
 
 
 def difference(a: Scored, b: Scored) -> dict:

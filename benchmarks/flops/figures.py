@@ -41,6 +41,14 @@ def _texts(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(row["text"] for row in rows))
 
 
+ALL = "all texts"
+
+
+def _with_mean(rows: list[dict], results: dict, number: str) -> list[dict]:
+    """With the comparisons over texts as one more group."""
+    return [*rows, *({**row, "text": ALL} for row in results["claims"][number]["over_texts"])]
+
+
 def _bars(axis, rows: list[dict], groups: list[str], labels: list[str], key, colours: list[str]) -> None:
     """Horizontal bars of differences with their intervals: a group a text, a bar a label."""
     height = 0.8 / len(labels)
@@ -49,9 +57,12 @@ def _bars(axis, rows: list[dict], groups: list[str], labels: list[str], key, col
             row = next(r for r in rows if r["text"] == group and key(r) == label)
             y = g + (i - (len(labels) - 1) / 2) * height
             axis.barh(y, row["mean"], height * 0.9, color=colours[i], label=label if g == 0 else None)
-            axis.plot([row["low"], row["high"]], [y, y], color="#111827", linewidth=1)
+            if row["low"] is not None:
+                axis.plot([row["low"], row["high"]], [y, y], color="#111827", linewidth=1)
     axis.set_yticks(range(len(groups)), groups)
     axis.set_ylim(len(groups) - 0.5, -0.5)
+    if groups[-1] == ALL:
+        axis.axhline(len(groups) - 1.5, color="#9ca3af", linewidth=0.8)
     axis.axvline(0, color="#374151", linewidth=0.8)
     axis.grid(False, axis="y")
 
@@ -62,7 +73,8 @@ def _legend(figure, axis, columns: int = 3) -> None:
 
 
 def _gains(figure, rows, results) -> None:
-    figure.set_size_inches(9, 3.6)
+    figure.set_size_inches(9, 5.0)
+    rows = _with_mean(rows, results, "1")
     axes = figure.subplots(1, 2, sharey=True, sharex=True)
     for axis, memory in zip(axes, (False, True)):
         chosen = [r for r in rows if ("memory" in r["online"]) == memory]
@@ -73,25 +85,26 @@ def _gains(figure, rows, results) -> None:
 
 
 def _memory(figure, rows, results) -> None:
-    figure.set_size_inches(7.5, 3.6)
+    figure.set_size_inches(7.5, 5.0)
     axis = figure.subplots()
     label = lambda r: (
         ("LoRA" if r["memory"].startswith("lora") else "static")
         + f", reach {r['memory'].rsplit('-', 1)[1]} ({_ratio(rows, r)} of the FLOPs)"
     )  # noqa: E731
     labels = list(dict.fromkeys(label(r) for r in rows))
-    _bars(axis, rows, _texts(rows), labels, label, ["#9ca3af", "#6b7280", COLOURS["lora"]])
+    both = _with_mean(rows, results, "2")
+    _bars(axis, both, _texts(both), labels, label, ["#9ca3af", "#6b7280", COLOURS["lora"]])
     axis.set(xlabel="memory less overlap (nats per token); below 0 memory is better")
     _legend(figure, axis, 1)
 
 
 def _ratio(rows, row) -> str:
     """Memory's FLOPs as a share of the overlap's, which hardly differs between texts."""
-    return f"{np.mean([1 / r['flops_ratio'] for r in rows if r['memory'] == row['memory']]):.0%}"
+    return f"{np.mean([r['flops_ratio'] for r in rows if r['memory'] == row['memory']]):.0%}"
 
 
 def _panels(figure, names: list[str], height: float = 3.0):
-    columns = min(len(names), 4)
+    columns = 3 if len(names) > 4 else len(names)
     lines = -(-len(names) // columns)
     figure.set_size_inches(2.6 * columns + 0.6, height * lines + 0.5)
     axes = np.atleast_1d(figure.subplots(lines, columns)).ravel()
@@ -116,6 +129,13 @@ def _frequency(figure, rows, results) -> None:
             "o-",
             color=COLOURS["lora"],
             label="LoRA, an update every k segments of 128",
+        )
+        axis.plot(
+            [s["cost"] for s in row["accumulated"]],
+            [s["nll"] for s in row["accumulated"]],
+            "^--",
+            color=COLOURS["full"],
+            label="the same, each from all k",
         )
         for step in row["steps"]:
             axis.annotate(
@@ -149,12 +169,13 @@ def _fronts(figure, rows, results) -> None:
 
 
 def _kinds(figure, rows, results) -> None:
-    axes = _panels(figure, _texts(rows), 3.2)
-    for axis, row in zip(axes, rows):
+    kinds = results["claims"]["4"]["kinds"]
+    axes = _panels(figure, list(kinds), 3.2)
+    for axis, of_text in zip(axes, kinds.values()):
         for prefix, (name, colour) in {**KINDS, "rows": ("rows", COLOURS["rows"])}.items():
-            points = sorted((k["learned_parameters"], k["nll"]) for c, k in row["kinds"].items() if c.startswith(prefix))
+            points = sorted((k["learned_parameters"], k["nll"]) for c, k in of_text.items() if c.startswith(prefix))
             axis.plot(*zip(*points), "o-", markersize=5, color=colour, label=name)
-        axis.axhline(row["kinds"]["static-512"]["nll"], color=COLOURS["none"], linestyle="--", label="static")
+        axis.axhline(of_text["static-512"]["nll"], color=COLOURS["none"], linestyle="--", label="static")
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
         axis.set(xlabel="learned parameters")
@@ -163,11 +184,12 @@ def _kinds(figure, rows, results) -> None:
 
 
 def _short_long(figure, rows, results) -> None:
-    figure.set_size_inches(7.5, 4.2)
+    figure.set_size_inches(7.5, 6.2)
     axis = figure.subplots()
     titles = {c["name"]: c["title"] for c in results["cells"]}
     label = lambda r: f"{titles[r['online']]}  less  {titles[r['static']]}  ({_mean(rows, r):.1f}x the FLOPs)"  # noqa: E731
-    _bars(axis, rows, _texts(rows), list(dict.fromkeys(map(label, rows))), label, CYCLE)
+    both = _with_mean(rows, results, "5")
+    _bars(axis, both, _texts(both), list(dict.fromkeys(map(label, rows))), label, CYCLE)
     axis.set(xlabel="nats per token; below 0 the short context that learns is better")
     _legend(figure, axis, 1)
 
@@ -181,7 +203,8 @@ def _shift(figure, rows, results) -> None:
     axis = figure.subplots()
     for row in rows:
         x = row["bits_per_byte"]
-        axis.plot([x, x], [row["low"], row["high"]], color=COLOURS["lora"], alpha=0.5)
+        if row["low"] is not None:
+            axis.plot([x, x], [row["low"], row["high"]], color=COLOURS["lora"], alpha=0.5)
         axis.plot(x, row["mean"], "o", color=COLOURS["lora"])
     axis.axhline(0, color="#374151", linewidth=0.8)
     axis.margins(x=0.15)
@@ -191,7 +214,7 @@ def _shift(figure, rows, results) -> None:
 
 
 def _tuned(figure, rows, results) -> None:
-    figure.set_size_inches(6.4, 3.4)
+    figure.set_size_inches(6.4, 4.2)
     axis = figure.subplots()
     for i, (key, label, colour) in enumerate(
         (("before", "the model as it is", COLOURS["lora"]), ("after", "fine-tuned on the domain first", COLOURS["full"]))
@@ -222,5 +245,5 @@ def _memories(figure, rows, results) -> None:
         axis.axvline(0, color="#374151", linewidth=0.8)
         axis.grid(False, axis="y")
         axis.set(xlabel="gain (nats per token)")
-    figure.set_size_inches(3.6 * min(len(rows), 4), figure.get_size_inches()[1])
+    figure.set_size_inches(3.6 * (3 if len(rows) > 4 else len(rows)), figure.get_size_inches()[1])
     _legend(figure, axes[0])

@@ -219,6 +219,11 @@ class EvalConfig:
     )
     context: int = setting(0, "tokens of earlier segments run again in front of each segment, 0 for none (dearer than --memory)", least=0)
     every: int = setting(1, "update at every K-th segment", least=1, metavar="K", needs=LEARNS)
+    accumulate: bool = setting(
+        False,
+        "with --every K: an update learns from the mean of its K segments' gradients, not from its own segment alone",
+        needs={**LEARNS, "every": lambda k: k > 1},
+    )
     learn_from: str | None = setting(
         None,
         "learn from a part alone: below=Q leaves out segments whose mean NLL is under the Q-quantile of the last 64, above=K those over their mean "
@@ -376,7 +381,7 @@ class EvalConfig:
         content.update(text=list(self.text), layers=list(self.layers) if self.layers else None, lr=self.learning_rate)
         if self.field == "text":  # as runs have it that were begun before there was another
             del content["field"]
-        later = (*ADDED, "learn_from", "keep_prior", "hypergradient", *NUMBERS)
+        later = (*ADDED, "accumulate", "learn_from", "keep_prior", "hypergradient", *NUMBERS)
         for name, unsaid in {**LATER, "select": "gradient", **dict.fromkeys(later)}.items():
             if content[name] is None or content[name] == unsaid or not content[name] and name not in NUMBERS:
                 del content[name]

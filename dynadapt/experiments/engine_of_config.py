@@ -78,6 +78,7 @@ def build_engine(model, config: EvalConfig):
         streams=config.streams,
         segment=config.segment,
         every=config.every,
+        accumulate=config.accumulate,
         reset=config.reset,
         dtype=config.dtype,
         backend=config.backend,
