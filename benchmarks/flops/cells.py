@@ -55,7 +55,13 @@ def main_cells(ranks=(4, 64), densities=(0.02, 0.1, 0.5)) -> tuple[Cell, ...]:
     ]
     lora += [
         _cell(
-            f"lora-accumulate-{k}", f"LoRA r16, 128, memory 512, from all {k} at once", "lora", segment=128, memory=SEGMENT, every=k, accumulate=True
+            f"lora-accumulate-{k}",
+            f"LoRA r16, 128, memory 512, from all {k} at once",
+            "lora",
+            segment=128,
+            memory=SEGMENT,
+            every=k,
+            accumulate=True,
         )
         for k in (2, 4, 8)
     ]

@@ -118,7 +118,13 @@ def _frequency(found: dict) -> list[str]:
                 "every 8 less every 1",
             ],
             [
-                [r["text"], *map(step, r["steps"]), *map(step, r["accumulated"]), f"{r['static']:.3f} ({r['static_cost'] / 1e9:.2f})", shown(r)]
+                [
+                    r["text"],
+                    *map(step, r["steps"]),
+                    *map(step, r["accumulated"]),
+                    f"{r['static']:.3f} ({r['static_cost'] / 1e9:.2f})",
+                    shown(r),
+                ]
                 for r in found["rows"]
             ],
         ),
@@ -150,7 +156,8 @@ def _kinds(found: dict) -> list[str]:
     kinds = found["kinds"]
     first = next(iter(kinds.values()))
     table = [
-        [name, f"{first[name]['learned_parameters'] / 1e6:.2f}", *(f"{of_text[name]['nll']:.3f}" for of_text in kinds.values())] for name in first
+        [name, f"{first[name]['learned_parameters'] / 1e6:.2f}", *(f"{of_text[name]['nll']:.3f}" for of_text in kinds.values())]
+        for name in first
     ]
     return [*_differences("lora", "full")(found), "", *_table(["NLL", "learned (millions)", *kinds], table)]
 
