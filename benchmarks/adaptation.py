@@ -7,8 +7,8 @@ came of it.
     python benchmarks/adaptation.py corpus --out runs/adaptation      # runs all of it first, on both models: hours; stopped, the same command goes on
     python benchmarks/adaptation.py corpus --out runs/adaptation --only levels --models smollm2-135m
 
-The rules are those of the scripts, fixed before their runs and said in full in each; the table has them in a few words. Power: where the unit is the text, the
-least true difference that the rule calls with a probability of 80% at the spread that was found; where every text has to hold, the share of
+The rules are those of the scripts, fixed before their runs and said in full in each; the table has them in a few words. Power: where the unit is the text, how far
+from the rule's limit a true difference has to lie to be called with a probability of 80%, at the spread that was found; where every text has to hold, the share of
 texts for which it doesn't that would show with 80%. What has no results file is "not run".
 
 What is run lies under --out, one directory a model and script, and the results files together in its "results".
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,14 +85,7 @@ def of_guard(results: dict) -> list[Row]:
         found = f"largest {v[key]['largest_excess']:+.4f} ({v[key]['text']})"
         rows.append(Row(claim, f"no text more than {guard.WORSE} above static", v[key]["verdict"], found, all_hold(n), str(n)))
     mixed = v["no rate to guess"]
-    behind = [guard.behind_the_best(row) for row in results["rows"]]
-    power = f"{seen(statistics.stdev(behind) / n**0.5, n - 1, CHECKED):.4f}" if n > 1 else "-"
-    rows.append(
-        Row(
-            "no rate to guess", f"mean at most {guard.BEHIND} behind the best of each text", mixed["verdict"],
-            f"mean {mixed['mean_behind']:+.4f}, largest {mixed['most']:+.4f}", power, str(n),
-        )
-    )  # fmt: skip
+    rows.append(judged_row("no rate to guess", f"at most {guard.BEHIND} behind the best of each text, Student", mixed))
     bound = v["the bound"]
     over = f"largest {bound['largest_over_the_bound']:+.5f} over"
     return [*rows, Row("the bound of a mixture", "no run above it", bound["verdict"], over, all_hold(n), f"{n}, {bound['runs']} runs")]

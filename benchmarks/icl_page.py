@@ -133,7 +133,7 @@ def _outside(axis, seeds: list[dict]) -> None:
         ends = [[float(curve(seed, test, name)[-1]) for seed in seeds] for test in tests]
         color = COLOURS[name]
         axis.plot((0, 0.5, 1), np.mean(ends, axis=1), marker="o", markersize=4, color=color, label=name)
-        if len(seeds) > 1:
+        if len(seeds) > 1 and np.mean(ends, axis=1).max() <= HIGHEST:  # else the band fills the picture
             found = [bounds(values) for values in ends]
             axis.fill_between((0, 0.5, 1), [n["low"] for n in found], [n["high"] for n in found], color=color, alpha=0.15, linewidth=0)
     axis.set(title="16: combined, after the last example", xlabel="weight of the line", xticks=(0, 0.5, 1))

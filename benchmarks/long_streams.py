@@ -19,7 +19,8 @@ a claim is "as good as". Beside each: the least true difference that the rule fi
 - Claim 3b, "the front of online adaptation lies below that of longer static context": for each online arm, its NLL less that of the best static arm, text by
   text, whose FLOPs are no more than its own; below 0, above 0 refuted. Attention's FLOPs are counted as causal, on both sides. Of all
   arms together: confirmed where every online arm is, refuted where every one is.
-- The gain along a stream, "it grows": gain (static less online) over the last 16,384 tokens less that over the first 16,384, above 0.
+- The gain along a stream, "it grows": gain (static less online) over the last 16,384 tokens less that over the first 16,384, above 0. Beside it, added after the
+  runs and judging nothing: the last less the second 16,384.
 - "It is kept" along 131,072 tokens: gain over the second half less that over the first, above -MARGIN, below it refuted. (Added, with these two arms' longer
   streams, before any token behind 65,536 was scored.)
 
@@ -232,7 +233,17 @@ def verdicts(cells: dict[str, dict[str, Scored]], flops: dict[str, float]) -> di
             mean_of = lambda gain, begin, end: float(gain[begin:end].mean())  # noqa: E731
             rows = [mean_of(gain, max(0, last - END), last) - mean_of(gain, 0, min(END, last)) for gain in gains.values()]
             blocks = {text: [mean_of(gain, i, i + BLOCK) for i in range(0, last - BLOCK + 1, BLOCK)] for text, gain in gains.items()}
-            found["growth"].append({"online": a, "static": b, "tokens": last, **judged(rows, below=False), "gain_by_block": blocks})
+            later = [mean_of(gain, last - END, last) - mean_of(gain, END, 2 * END) for gain in gains.values()] if last >= 3 * END else None
+            found["growth"].append(
+                {
+                    "online": a,
+                    "static": b,
+                    "tokens": last,
+                    **judged(rows, below=False),
+                    "gain_by_block": blocks,
+                    "behind_the_first": later and judged(later, below=False),
+                }
+            )
             if last > TOKENS:
                 halves = [mean_of(gain, last // 2, last) - mean_of(gain, 0, last // 2) for gain in gains.values()]
                 found["kept"].append({"online": a, "static": b, "tokens": last, **judged(halves, -MARGIN, below=False)})
@@ -256,8 +267,10 @@ def page(results: dict) -> str:
         ("4", "LoRA less full | tokens", lambda r: f"{r['lora']} less {r['full']} | {r['tokens']:,}"),
         ("3b", "online arm | GFLOP per token", lambda r: f"{r['online']} | {r['flops_per_token'] / 1e9:.3f}"),
         ("growth", "gain, last less first 16,384 tokens | of tokens", lambda r: f"{r['online']} over {r['static']} | {r['tokens']:,}"),
+        ("behind", "gain, last less second 16,384 tokens | of tokens", lambda r: f"{r['online']} over {r['static']} | {r['tokens']:,}"),
         ("kept", "gain, second less first half | of tokens", lambda r: f"{r['online']} over {r['static']} | {r['tokens']:,}"),
     )  # fmt: skip
+    v = {**v, "behind": [{**r, **r["behind_the_first"]} for r in v["growth"] if r.get("behind_the_first")]}
     for key, heading, first in tables:
         if not v[key]:
             continue

@@ -15,16 +15,17 @@ The pretraining data of SmolLM2 is not at hand, so similarity has two stand-ins:
 the Jensen-Shannon divergence of unigrams to text that the model itself writes, sampled from its beginning-of-text token at
 temperature 1 (needs transformers).
 
-Rules, of each condition for itself, fixed before the rates between and full training were run:
+Rules, of each condition for itself, fixed when LoRA at its usual rate and at five times it had been run, before the rates between and full training:
 - what diverged (above ln V) is a verdict of its own and takes part in no claim;
 - 10: confirmed where so many domains got worse, with an interval wholly above 0, that chance (2.5% a domain) gives as many with a probability under 5%;
   refuted where every domain that did not diverge helps, with an interval wholly below 0; else not decided;
 - 11: confirmed where either stand-in's rank correlation with the change is above 0 with p < 0.05 / 2, refuted where one is below 0 by the same; else not
-  decided. Beside it the least true correlation that so many domains would show with 80%;
+  decided. Beside it the least true correlation that so many domains would show with 80%. Nothing adjusts for the conditions, which are sixteen correlations;
 - 12: confirmed where at most 10 types explain at least half of the worsening in more than half of the domains that got worse, refuted where in none of at least
   three; else not decided;
-- 10 and 12 are confirmed or refuted where the domains whose texts chose no default say the same by themselves; else not decided. (Added when the conditions
-  between had been run, by which claim 10 at 4e-3, confirmed over all nine, is not decided.)
+- all three are confirmed or refuted where the domains whose texts chose no default say the same by themselves; else not decided. (Added when all conditions
+  had been run, by which claim 10 at 4e-3, confirmed over all nine, and claim 11 at 1e-2, refuted over all nine, are not decided.)
+- 10 refuted means that none of these domains got worse. Beside it the share of such domains that could, with 95% (Clopper and Pearson, one side).
 - the advice, in each condition: it tells more than one answer for all domains where it is right more often than the better of "always adapt" and "never adapt",
   over the domains where these differ from it, by a sign test with p < 0.05.
 """
@@ -191,15 +192,12 @@ def claims(rows: list[dict]) -> dict:
     apart = np.array(change) - np.array(expected)
     decided = [row for row in rows if row["advice"] in (ADAPT, LEAVE, DIVERGED)]
     right = [row for row in decided if (row["change"] < 0) == (row["advice"] == ADAPT)]
-    enough = len(rows) > 3
-    nearness = len(whole) > 3 and {
-        "nearness by bits per byte": spearman([-row["bits_per_byte"] for row in whole], [row["change"] for row in whole]),
-        "nearness by divergence": spearman([-row["divergence"] for row in whole], [row["change"] for row in whole]),
-    }
+    nearness = nearness_of(whole)
     return {
         "10": {
             "domains": len(rows),
             "worse": [row["domain"] for row in hurt],
+            "share_at_most": share_at_most(len(hurt), len(whole)),
             "diverged": [row["domain"] for row in rows if row not in whole],
         },
         "11": nearness,
@@ -220,17 +218,33 @@ def claims(rows: list[dict]) -> dict:
             "mean_error": float(apart.mean()),
             "mean_absolute_error": float(abs(apart).mean()),
             "covered": sum(row["expected_interval"][0] <= row["change"] <= row["expected_interval"][1] for row in rows),
-            "rank_correlation": enough and spearman(expected, change),
+            "rank_correlation": len(rows) > 3 and spearman(expected, change),
             "calibrated": calibrated(rows),
         },
         "verdicts": {
             "10": alike(verdict_10(whole, hurt), verdict_10(untuned(whole), untuned(hurt))),
-            "11": verdict_11(nearness),
+            "11": alike(verdict_11(nearness), verdict_11(nearness_of(untuned(whole)))),
             "12": alike(verdict_12(hurt), verdict_12(untuned(hurt))),
             "advice": verdict_advice(decided),
             "rank correlation seen with 80%": seen_correlation(len(whole)) if nearness else None,
         },
     }
+
+
+def nearness_of(rows: list[dict]) -> dict | bool:
+    """Rank correlations of both stand-ins for nearness to the pretraining text with the change; False for fewer than four domains."""
+    change = [row["change"] for row in rows]
+    return len(rows) > 3 and {
+        "nearness by bits per byte": spearman([-row["bits_per_byte"] for row in rows], change),
+        "nearness by divergence": spearman([-row["divergence"] for row in rows], change),
+    }
+
+
+def share_at_most(count: int, of: int) -> float:
+    """The largest share of domains that could be so where `count` of `of` were, with 95% (Clopper and Pearson)."""
+    from scipy.stats import beta
+
+    return float(beta.ppf(1 - LEVEL, count + 1, of - count)) if count < of else 1.0
 
 
 def untuned(rows: list[dict]) -> list[dict]:
@@ -384,11 +398,12 @@ def _said(found: dict) -> list[str]:
     domains, named = found["10"]["domains"], f" ({', '.join(worse)})" * bool(worse)
     correlation = lambda rho: f"{rho['rho']:+.2f} [{rho['interval'][0]:+.2f}, {rho['interval'][1]:+.2f}]"  # noqa: E731
     said, seen = found["verdicts"], found["verdicts"]["rank correlation seen with 80%"]
+    unseen = "" if worse else f", so that with 95% at most {found['10']['share_at_most']:.0%} of such domains do"
     lines = [
         f"- Verdicts: claim 10 {said['10']}, claim 11 {said['11']}"
         + (f" (a true correlation of {seen:g} would show with 80%)" if seen else " (too few domains for any)")
         + f", claim 12 {said['12']}; the advice beside one answer for all domains {said['advice']}.",
-        f"- Claim 10: {len(worse)} of {domains} domains got worse{named}; those whose texts chose defaults are {', '.join(TUNED)}.",
+        f"- Claim 10: {len(worse)} of {domains} domains got worse{named}{unseen}; those whose texts chose defaults are {', '.join(TUNED)}.",
     ]
     if found["10"]["diverged"]:
         lines.append(f"- Diverged (above ln V), and judged by no claim: {', '.join(found['10']['diverged'])}.")

@@ -234,12 +234,12 @@ def page(results: dict) -> str:
                 "",
                 f"{arm.capitalize()} less lower: {v[f'{arm}_less_lower']:+.4f} ± {v['error']:.4f} over {v['texts']} texts: {v['verdict']}.",
             ]
-    lines += ["", "| text | arm | alarms | segments | per 256 segments (95%) | under 2% |", "|---|---|---|---|---|---|"]
+    lines += ["", "| text | arm | alarms | segments | per 256 segments (95%) | under 0.02 of them |", "|---|---|---|---|---|---|"]
     for kind, arms in of["stationary"].items():
         for arm, v in arms.items():
             low, high = v["bounds"]
             lines.append(
-                f"| {kind} | {arm} | {v['alarms']} | {v['segments']} | {v['rate']:.1f} ({low:.1f} to {high:.1f}) | {v['verdict']} |"
+                f"| {kind} | {arm} | {v['alarms']} | {v['segments']} | {v['rate']:.1f} ({low:.2g} to {high:.3g}) | {v['verdict']} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,10 @@ def test_claims_count_what_got_worse_and_rank_what_it_goes_with():
     changes = [-0.3, -0.2, -0.1, 0.05, 0.1]
     rows = [row(i, change, "helps" if change < 0 else "hurts on few types") for i, change in enumerate(changes)]
     found = odyssey.claims(rows)
+    at_most = found["10"].pop("share_at_most")
     assert found["10"] == {"domains": 5, "worse": ["d3", "d4"], "diverged": []} and set(found["12"]) == {"d3", "d4"}
+    assert sum(math.comb(5, k) * at_most**k * (1 - at_most) ** (5 - k) for k in range(3)) == pytest.approx(0.05)  # of two of five or fewer
+    found["10"]["share_at_most"] = at_most
     near = found["11"]["nearness by bits per byte"]
     assert near["rho"] == pytest.approx(1.0) and near["interval"][1] == pytest.approx(1.0) and near["p"] < 0.05
     assert found["11"]["nearness by divergence"]["rho"] == pytest.approx(-1.0)
@@ -51,7 +55,7 @@ def test_what_diverged_is_no_harm_and_takes_part_in_no_claim():
     without = odyssey.claims(rows)
     rows += [row(4, 9.0, "diverged"), {**row(5, 14.8, "hurts broadly"), "perplexity": {"before": 27.0, "after": 7e7}}]
     found = odyssey.claims(rows)
-    assert found["10"] == {"domains": 6, "worse": ["d0", "d1", "d2", "d3"], "diverged": ["d4", "d5"]}
+    assert found["10"] == {"domains": 6, "worse": ["d0", "d1", "d2", "d3"], "share_at_most": 1.0, "diverged": ["d4", "d5"]}
     assert (found["11"], found["12"]) == (without["11"], without["12"])
     lines = odyssey.markdown({"conditions": {"hot": {"rows": rows, "claims": found}}})
     assert "4 of 6 domains got worse" in lines and "Diverged (above ln V), and judged by no claim: d4, d5" in lines
@@ -151,6 +155,12 @@ def test_claim_11_needs_a_correlation_beyond_chance_and_says_which_it_would_see(
     rows = [{**row(i, 0.01 * i, "hurts broadly"), "divergence": 0.5 + 0.1 * (i * 5 % 9)} for i in range(9)]
     found = odyssey.claims(rows)["verdicts"]
     assert found["11"] == "confirmed" and 0.8 <= found["rank correlation seen with 80%"] <= 0.95
+    for one, change in zip(rows, (0.02, 0.0, 0.03, 0.01, 0.05, 0.04)):  # of the six that are not tuned it is too weak to be told
+        one["change"] = change
+    assert odyssey.claims(rows)["verdicts"]["11"] == "confirmed"
+    for one, name in zip(rows[6:], odyssey.TUNED):
+        one["domain"] = name
+    assert odyssey.claims(rows)["verdicts"]["11"] == "not decided"
     assert odyssey.seen_correlation(60) < 0.5
 
 
