@@ -1,7 +1,7 @@
 """FLOPs against loss: the grid behind claims 1 to 7 of "Revisiting Dynamic Evaluation" (arXiv 2403.01518), and one report.
 
     dynadapt corpus build --out corpus
-    python benchmarks/flops_vs_loss.py corpus --small --out runs/flops     # about half an hour on two cores
+    python benchmarks/flops_vs_loss.py corpus --small --out runs/flops     # about 20 minutes on two cores
     python benchmarks/flops_vs_loss.py corpus --full --device cuda --out runs/flops-full
 
 Static and online; windows of 256 to 4,096; memory against overlap; an update every 1, 2, 4, 8 segments, from one of them or from all; LoRA ranks, densities

@@ -219,10 +219,25 @@ def stop_after(lines: int, number: int, words: list[str], out: Path, stdin=None)
     return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 
+def test_accumulate_learns_from_every_segment(model_directory, tmp_path):
+    """Scores before the first update are those without it, scores behind it are not."""
+    config = eval_config(model_directory, [write(tmp_path / "a.txt", english(300))], every=3, accumulate=True)
+    found = {}
+    for accumulate in (True, False):
+        run(config.with_(accumulate=accumulate), tmp_path / str(accumulate), RunOptions(scores=True))
+        found[accumulate] = scores_of(tmp_path / str(accumulate))["nll"]
+    first = 3 * config.segment
+    assert np.array_equal(found[True][:first], found[False][:first]) and not np.array_equal(found[True][first:], found[False][first:])
+    assert build_engine(dynadapt.load(model_directory), config).accumulate
+    kept = config.to_dict()
+    assert EvalConfig.from_dict(kept).accumulate and "accumulate" not in config.with_(accumulate=False).to_dict()
+
+
 CASES = {
     "lora and memory": dict(memory=20, sinks=2, words=(1500,)),
     "documents in streams": dict(streams=2, reset="document", words=(200, 500, 150, 300)),
     "rows by contrast": dict(adapt="rows", density=0.3, select="contrast", statistics="builtin:python-source", words=(1500,)),
+    "from all segments since the last update": dict(every=3, accumulate=True, words=(1500,)),
     "rows, every, auto reset, pipe": dict(adapt="rows", density=0.5, every=2, reset="auto", words=(1500,), pipe=True),
 }
 
