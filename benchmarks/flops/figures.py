@@ -144,7 +144,7 @@ def _frequency(figure, rows, results) -> None:
         axis.plot(row["static_cost"], row["static"], "s", color=COLOURS["none"], label="static, the same memory")
         axis.margins(0.2)
         _cost_axis(axis)
-    axes[0].set_ylabel("NLL (nats per token)")
+    figure.supylabel("NLL (nats per token)", fontsize=9)
     _legend(figure, axes[0])
 
 
@@ -164,7 +164,7 @@ def _fronts(figure, rows, results) -> None:
         axis.xaxis.set_major_locator(ticker.FixedLocator([2e8, 3e8, 5e8, 1e9, 2e9, 5e9, 1e10, 1e11]))
         axis.xaxis.set_minor_locator(ticker.NullLocator())
         _cost_axis(axis)
-    axes[0].set_ylabel("NLL (nats per token)")
+    figure.supylabel("NLL (nats per token)", fontsize=9)
     _legend(figure, axes[0])
 
 
@@ -179,7 +179,7 @@ def _kinds(figure, rows, results) -> None:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
         axis.set(xlabel="learned parameters")
-    axes[0].set_ylabel("NLL (nats per token)")
+    figure.supylabel("NLL (nats per token)", fontsize=9)
     _legend(figure, axes[0], 4)
 
 

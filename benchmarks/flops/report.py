@@ -49,7 +49,8 @@ def markdown(results: dict, pictures: str) -> str:
 
 def _is_kept(results: dict) -> bool:
     """Whether these are the results that scope.py is written about, and not those of another model, size or choice of texts."""
-    return (results["settings"]["model"], results["settings"]["tokens"] - 1) == KEPT
+    settings = results["settings"]
+    return (settings["model"], settings["tokens"] - 1, settings["texts"]) == KEPT
 
 
 def _verdict(number: str, found: dict, results: dict) -> str:
