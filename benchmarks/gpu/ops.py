@@ -65,8 +65,8 @@ def run(campaign, record, names) -> None:
 
 
 def choices_path(campaign):
-    """The table that the kernels read; a dry run's is beside its records."""
-    return (campaign.out if campaign.tiny else ROOT / "kernels") / "choices.json"
+    """The table that the kernels read; a dry run has its own."""
+    return campaign.out / choice_table.KEPT if campaign.tiny else ROOT / "kernels" / "choices.json"
 
 
 def choices_digest(campaign, record, model: str) -> str:

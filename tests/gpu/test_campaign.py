@@ -42,7 +42,11 @@ def test_dry_run(tmp_path):
     records = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in stages}
     assert all(r["status"] == "complete" and r["environment"]["packages"]["torch"] for r in records.values())
     assert all("wrong" not in row and "failed" not in row for row in records["ops-head"]["rows"]), records["ops-head"]["rows"]
+    (table,) = json.loads((tmp_path / "out" / "choices-table.json").read_text()).values()
+    chosen = [row for row in records["choices"]["rows"] if "form" in row]
+    assert len(table) == len(chosen) > 0 and {row["form"] for row in chosen} <= {"fused", "split"}
     steps = {row["provider"]: row for row in records["step-135m"]["rows"] if row["streams"]}
+    assert steps["dynadapt"]["choices"] != "none" and steps["dynadapt"]["gpu"] == "dry run"
     assert 1e-3 < steps["dynadapt-float8"]["nll_error"] < 0.1, steps["dynadapt-float8"]
     for provider in ("dynadapt", "stacked-compile", "peft-eager"):  # three implementations of the same four steps
         row = steps[provider]

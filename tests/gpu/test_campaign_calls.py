@@ -167,7 +167,7 @@ def test_rows_of_other_choices_or_another_card_are_put_aside(tmp_path, monkeypat
     assert {(row["gpu"], row["choices"]) for row in first["rows"]} == {("dry run", "none")} and measured[0] == "truth"
     assert rows()["rows"] == first["rows"] and measured == []
     k, o, rank = sorted(ops.layers("tiny"))[0]
-    choice_table.add(tmp_path / "choices.json", tmp_path / choice_table.KEPT, "dry run", entry(k=k, o=o, rank=rank))
+    choice_table.add(tmp_path / choice_table.KEPT, tmp_path / choice_table.KEPT, "dry run", entry(k=k, o=o, rank=rank))
     second = rows()
     assert measured == ["dynadapt", "dynadapt-float8"] and len(second["aside"]) == 2
     assert {row["choices"] for row in second["rows"] if row["provider"].startswith("dynadapt")} != {"none"}
