@@ -18,7 +18,9 @@ if str(ROOT) not in sys.path:
 from benchmarks import gpu_campaign  # noqa: E402
 from benchmarks.gpu import campaign, choice_table, machine, ops, step, timing  # noqa: E402
 from benchmarks.gpu.campaign import Campaign, Record, child  # noqa: E402
+from benchmarks.gpu.summary import goals, ops_table  # noqa: E402
 from benchmarks.gpu_campaign import CALLS, STAGES, late, stage_function  # noqa: E402
+from benchmarks.native_build import build_commands  # noqa: E402
 
 CUT = 600  # seconds that a command may take
 CARD = "NVIDIA H100 80GB HBM3"
@@ -102,6 +104,8 @@ def test_a_child_is_asked_before_it_is_killed(monkeypatch):
 
 
 def test_a_build_that_is_stopped_has_failed(tmp_path, monkeypatch):
+    """And it makes the Python module and what that needs, no library for C programs."""
+    assert (made := build_commands(tmp_path, tmp_path))["build"][3:5] == ["--target", "_C"] and "-DDYNADAPT_STATIC=OFF" in made["configure"]
     monkeypatch.setattr(machine, "child", lambda *_, **__: (None, "[3/99] Building"))
     monkeypatch.setattr(machine, "link_kernels", lambda tree: None)
     monkeypatch.setattr(Campaign, "tiny", False)
@@ -262,6 +266,18 @@ def test_a_backward_is_captured_on_the_stream_of_its_forward(monkeypatch):
 
 def test_a_time_without_a_graph_is_not_held_against_one_with():
     ours, theirs = {"median_ms": 1.0, "graph": True}, {"median_ms": 2.0, "graph": False}
-    found = timing.comparable(theirs, ours)
-    assert "median_ms" not in found and found["not_comparable_ms"] == 2.0 and "timed without one, ours from a graph" in found["skipped"]
     assert timing.comparable(ours, ours) is ours and timing.comparable({"median_ms": 2.0}, {"median_ms": 1.0}) == {"median_ms": 2.0}
+    rows, record = [], SimpleNamespace(add=lambda **row: rows.append(row))
+    times = iter([ours, theirs])
+    timer = lambda call: next(times)  # noqa: E731
+    timer_of = type("Timer", (), {"__call__": lambda self, call: timer(call), "made": lambda self, make: timer(make)})()
+    case = SimpleNamespace(bytes=1e6, flops=1e6, label="score and gradient", peers={"eager": lambda: None})
+    base = {"op": "cross_entropy", "model": "m", "streams": 8, "segment": 512}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "agrees", lambda *_: 0.0)
+        patch.setattr(ops, "materialise", lambda case: ())
+        ops._time(record, timer_of, {"gb_per_s": 1e3, "tflops": 1e2}, base, case, 0.0, None, True)
+    peer = rows[0]["peers"]["eager"]
+    assert "median_ms" not in peer and peer["not_comparable_ms"] == 2.0 and "timed without one, ours from a graph" in peer["skipped"]
+    assert "not comparable" in ops_table(rows)
+    assert goals({"ops-head": {"device": "cuda", "status": "complete", "rows": rows}})["head"][0] == "open"
