@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -193,8 +194,13 @@ def child(command: list[str], device: str, seconds: float, **variables: str) -> 
         raise
 
 
+_libc = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
 def _alone() -> None:
     os.setpgrp()
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a stage that is killed leaves nothing on the card
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a background job has switched off
 
 

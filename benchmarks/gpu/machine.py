@@ -72,7 +72,7 @@ def ceilings(campaign, record) -> None:
     import torch
 
     timer, dev = Timer(campaign.device), campaign.device
-    record.data["rows"] = []  # of an earlier call, maybe on another card
+    record.note(rows=[], gpu=record.card)  # those of an earlier call may be another card's
     size = 1 << (20 if campaign.tiny else 32)  # bytes
     t = timer(_copy_of(size, dev), cold=False)
     record.add(what="copy", bytes=2 * size, gb_per_s=2e-6 * size / t["median_ms"], **t)
@@ -141,9 +141,10 @@ def _launches(record, count: int = 1000) -> None:
         record.add(what=f"launch, {name}", microseconds=1e6 * (time.perf_counter() - start) / count)
 
 
-def best(record: dict | None) -> dict[str, float]:
-    """{"gb_per_s", "tflops", "source"}: the ceilings measured on this machine, or the vendor's figures for an H200, said so."""
-    rows = (record or {}).get("rows", [])
+def best(campaign, card: str) -> dict[str, float]:
+    """{"gb_per_s", "tflops", "source"}: the ceilings measured on this card, or the vendor's figures for an H200, said so."""
+    record = campaign.read("ceilings") or {}
+    rows = record.get("rows", []) if record.get("gpu") == card else []
     copy = [r["gb_per_s"] for r in rows if r.get("what") == "copy"]
     product = [r["tflops"] for r in rows if r.get("what") == "matmul bf16"]
     if copy and product:

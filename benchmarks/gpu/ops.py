@@ -42,7 +42,7 @@ def ops_rest(campaign, record) -> None:
 
 def run(campaign, record, names) -> None:
     dtype = torch.float32 if campaign.tiny else BF16
-    timer, limits = Timer(campaign.device, 0.12), best(campaign.read("ceilings"))
+    timer, limits = Timer(campaign.device, 0.12), best(campaign, record.card)
     record.note(ceilings=limits)
     digests = {model: choices_digest(campaign, record, model) for model in models(campaign.tiny)}
     chosen = lambda r: r["op"] not in LINEAR + HEAD or r.get("choices") == digests[r["model"]]  # noqa: E731

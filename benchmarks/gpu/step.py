@@ -23,7 +23,7 @@ NEEDS = {"peft-eager": "peft", "peft-liger": "liger_kernel"}
 
 def run(campaign, record, model: str) -> None:
     """Every provider at every shape, against the truth (transformers + peft in float32); what is in the record already stays."""
-    limits, chosen = best(campaign.read("ceilings")), choices_digest(campaign, record, model)
+    limits, chosen = best(campaign, record.card), choices_digest(campaign, record, model)
     record.note(ceilings=limits, model=model)
     record.data["rows"] = [r for r in record.data["rows"] if "median_ms" in r]
     ours = lambda row: row["provider"] in (*OURS, DEPENDENT)  # noqa: E731

@@ -201,12 +201,19 @@ def goals(records) -> dict[str, tuple[str, str]]:
     records = {name: d for name, d in records.items() if d["device"] == "cuda"}
     rows = lambda prefix: [r for name, d in records.items() if name.startswith(prefix) for r in d["rows"]]  # noqa: E731
     whole = lambda prefix: all(d["status"] == "complete" for name, d in records.items() if name.startswith(prefix))  # noqa: E731
-    tests, checks, kernels, ops = (rows("correctness"), [r for r in rows("sanitizers") if "tool" in r], rows("compile"), rows("ops"))
+    tests, checks, kernels, ops = (
+        rows("core") + rows("correctness"),
+        [r for r in rows("sanitizers") if "tool" in r],
+        rows("compile"),
+        rows("ops"),
+    )
     timed = [r for r in ops if "median_ms" in r]
     wrong = [f"{r['op']} {r['model']}: {r['wrong'][:80]}" for r in ops if "wrong" in r]
     found = {
         "correct": _verdict(
-            [f"{r['file']}: status {r['status']}" for r in tests if r["status"] != 0] + wrong, len(tests), whole("correctness")
+            [f"{r['file']}: status {r['status']}" for r in tests if r["status"] not in (0, "stopped")] + wrong,  # stopped: it goes on
+            len(tests),
+            "correctness" in records and whole("correctness"),
         ),
         "sanitizers": _verdict(
             [f"{r['tool']} {r['file']}: {r['errors']} errors, status {r['status']}" for r in checks if r["errors"] != 0 or r["status"]],

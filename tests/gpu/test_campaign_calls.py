@@ -1,6 +1,7 @@
 """What the campaign does within its time, and what it carries from one call into the next."""
 
 import json
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -101,6 +102,36 @@ def test_a_child_is_asked_before_it_is_killed(monkeypatch):
     monkeypatch.setattr(campaign, "GRACE", 1.0)
     assert child([sys.executable, "-c", DEAF], "cpu", 2) == (None, "began\n")
     assert time.monotonic() - start < 20
+
+
+KILLED = """
+import sys
+from benchmarks.gpu import campaign
+sleeps = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w'), flush=True); time.sleep(60)"
+campaign.child([sys.executable, "-c", sleeps, sys.argv[1]], "cpu", 60)
+"""
+
+
+def test_nothing_goes_on_where_a_stage_was_killed(tmp_path):
+    """Its children are in groups of their own, so that no signal to its group reaches them."""
+    note = tmp_path / "pid"
+    made = subprocess.Popen([sys.executable, "-c", KILLED, str(note)], cwd=ROOT)
+    until(lambda: note.exists() and note.read_text().strip())
+    made.kill()
+    made.wait()
+    until(lambda: not running(int(note.read_text())))
+
+
+def until(holds) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def test_a_build_that_is_stopped_has_failed(tmp_path, monkeypatch):

@@ -144,3 +144,11 @@ def test_a_process_that_lost_the_device_ends_behind_its_test(monkeypatch):
     assert not ended
     one("RuntimeError: CUDA error: an illegal memory access was encountered")
     assert ended == [70]
+
+
+def test_tests_that_go_on_leave_the_goal_open_and_one_that_failed_misses_it():
+    core = lambda *statuses: {"device": "cuda", "status": "complete", "rows": [{"file": "f", "status": s} for s in statuses]}  # noqa: E731
+    assert summary.goals({"core": core(0)})["correct"][0] == "open"  # the rest of tests/gpu has not run
+    assert summary.goals({"core": core(0), "correctness": core(0)})["correct"][0] == "met"
+    assert summary.goals({"core": core(0), "correctness": {**core(0, "stopped"), "status": "out of time"}})["correct"][0] == "open"
+    assert summary.goals({"core": core(0, 1)})["correct"][0] == "missed"
