@@ -1,13 +1,14 @@
-"""Everything worth doing on a GPU machine, in stages of less than nine minutes.
+"""Everything worth doing on a GPU machine, in stages, and in calls of less than ten minutes.
 
     python benchmarks/gpu_campaign.py [STAGE...] [--out DIR] [--list] [--bundle FILE.tar.gz] [--resume]
-    python benchmarks/gpu_campaign.py first-half-hour-1 --resume --bundle OUT/all.tar.gz      # and -2 to -4: nine minutes each at most
+    python benchmarks/gpu_campaign.py quarter-hour-1 --resume --bundle OUT/all.tar.gz         # and -2: a quarter of an hour in all
+    python benchmarks/gpu_campaign.py first-half-hour-1 --resume --bundle OUT/all.tar.gz      # and -2 to -4
     python benchmarks/gpu_campaign.py --device cpu        # dry run of the campaign's own code on tiny sizes, no GPU
 
 Needs no network and no installation: torch, Triton, transformers, peft, pytest, CMake, ninja and a C++ compiler on the machine,
 ncu and compute-sanitizer for the stages of that name. Optional peers (liger-kernel, cut-cross-entropy) are skipped by name where
 they are absent. Each stage is a process of its own with a time limit and writes DIR/STAGE.json as it goes, so that a killed stage
-keeps what it had; ``summary`` renders DIR/summary.md from all of them.
+keeps what it had; ``summary`` renders DIR/summary.md from all of them. A call of a list of stages ends by its own time, whatever they do.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ import os
 import sys
 import tarfile
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu.campaign import GRACE, RESTARTED, Campaign, Record, Restart, child  # noqa: E402
+from benchmarks.gpu.choice_table import take_up  # noqa: E402
 
 STEP_MODELS = {"step-135m": "smollm2-135m", "step-1b": "llama-3.2-1b", "step-8b": "llama-3.1-8b"}
 OF_ONE_MODEL = {**STEP_MODELS, "choices-135m": "smollm2-135m", "choices-1b": "llama-3.2-1b"}
@@ -54,18 +59,40 @@ STAGES = {
     "summary": ("summary", "summary"),
 }
 ONLY_ON_A_GPU = ("core", "correctness", "sanitizers", "profiles", "step-1b", "step-8b")
-# The first half hour on a card, as calls of nine minutes at most: what decides most comes first, and what is cut short goes on in the
-# next call. stage -> seconds it may take.
-FIRST_HALF_HOUR = (
-    {"environment": 20, "build": 120, "ceilings": 30, "core": 240, "choices-135m": 50, "step-135m": 60},
-    {"environment": 20, "build": 60, "core": 90, "step-135m": 180, "choices-1b": 50, "step-1b": 120},
-    {"environment": 20, "build": 60, "step-1b": 180, "ops-linear": 50, "ops-head": 50, "ops-rest": 50, "profiles": 110},
-    {"environment": 20, "build": 60, "correctness": 150, "sanitizers": 110, "real": 80, "step-8b": 100},
-)
-CALLS = {f"first-half-hour-{i}": call for i, call in enumerate(FIRST_HALF_HOUR, 1)}
+OVER = 5.0  # seconds that a stage may go on behind its time before it is asked to stop; then it has GRACE
+SUMMARY = 15.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """Stages of one command: stage -> seconds it may take, what decides most first. What is cut short goes on in the next call.
+
+    seconds: behind which the command has ended, even where every stage has to be killed.
+    """
+
+    seconds: float
+    stages: dict[str, float]
+
+
+def late(seconds: float) -> float:
+    """When a stage is gone at the latest."""
+    return seconds + OVER + GRACE
+
+
+# A command may take ten minutes. The quarter of an hour is for a card that is there no longer, and begins the half hour's work.
+CALLS = {
+    "quarter-hour-1": Call(500, {"environment": 15, "build": 80, "ceilings": 20, "core": 120, "choices-135m": 40, "step-135m": 165}),
+    "quarter-hour-2": Call(240, {"build": 60, "core": 40, "step-135m": 115}),
+    "first-half-hour-1": Call(570, {"environment": 15, "build": 100, "ceilings": 20, "core": 160, "choices-135m": 40, "step-135m": 175}),
+    "first-half-hour-2": Call(570, {"build": 60, "core": 60, "step-135m": 100, "choices-1b": 40, "step-1b": 250}),
+    "first-half-hour-3": Call(
+        570, {"build": 60, "step-1b": 100, "ops-linear": 60, "ops-head": 50, "ops-rest": 60, "profiles": 80, "correctness": 100}
+    ),
+    "first-half-hour-4": Call(570, {"build": 60, "step-8b": 350, "sanitizers": 60, "real": 40}),
+}
 PARTS = ("core", "choices-135m", "choices-1b")  # of stages that run whole where none is named
 LEAST = 40.0  # seconds worth starting a stage for
-SETS_UP = ("environment", "build")  # without these nothing else makes sense
+SETS_UP = ("build",)  # without it nothing else makes sense
 
 
 def stage_function(name: str, device: str):
@@ -89,8 +116,6 @@ def describe(name: str) -> str:
 
 def inside(args, name: str) -> int:
     """Run one stage in this process."""
-    from benchmarks.gpu.campaign import RESTARTED, Campaign, Record, Restart
-
     campaign = Campaign(Path(args.out), args.device, args.seconds, args.model, args.text, args.curve, args.steps)
     record = Record(campaign.out / f"{name}.json", name, args.device, args.resume)
     try:
@@ -99,6 +124,9 @@ def inside(args, name: str) -> int:
         print(f"{name}: the GPU is lost to this process ({error}); going on in a new one", flush=True)
         os.environ[RESTARTED] = "1"
         os.execv(sys.executable, [sys.executable, *sys.argv, f"--seconds={campaign.left}", "--resume"])
+    except KeyboardInterrupt:
+        record.finish("stopped at its limit")
+        return 1
     except BaseException as error:
         record.finish(f"failed: {type(error).__name__}: {str(error)[:1000]}")
         raise
@@ -108,9 +136,7 @@ def inside(args, name: str) -> int:
 
 
 def outside(args, name: str, seconds: float) -> bool:
-    """Run one stage in a process of its own; True when it ended well."""
-    from benchmarks.gpu.campaign import child
-
+    """Run one stage in a process of its own, which is gone ``late(seconds)`` from now; True when it ended well."""
     options = [f"--{o}={getattr(args, o)}" for o in ("out", "device", "model", "text", "curve", "steps") if getattr(args, o) is not None]
     command = [
         sys.executable,
@@ -123,7 +149,7 @@ def outside(args, name: str, seconds: float) -> bool:
     ]
     print(f"== {name}: {describe(name)}", flush=True)
     start = time.monotonic()
-    status, text = child(command, args.device, seconds + 15)
+    status, text = child(command, args.device, seconds + OVER)
     (Path(args.out) / f"{name}.log").write_text(text)
     print("\n".join(text.strip().splitlines()[-12:]))
     print(f"== {name}: {'stopped at its limit' if status is None else f'status {status}'}, {time.monotonic() - start:.0f} s", flush=True)
@@ -144,6 +170,34 @@ def restore(folder: Path, source: str) -> None:
             name = entry.name.removeprefix("campaign/")
             if entry.isfile() and "/" not in name and not (folder / name).exists():
                 (folder / name).write_bytes(archive.extractfile(entry).read())
+
+
+def run(args, folder: Path) -> tuple[list[str], list[str]]:
+    """The stages that were asked for, in the time that there is for them; those that failed, and those left out."""
+    failed, left_out = [], []
+    calls = [CALLS[name] for name in args.stages if name in CALLS]
+    limits = args.device == "cuda"  # a dry run shows that stages work, however slow the machine
+    total = sum(call.seconds for call in calls) if calls and limits else float("inf")
+    end = time.monotonic() + min(total, args.total or float("inf")) - 5  # to start and to pack
+    able = lambda name: args.device == "cuda" or name not in ONLY_ON_A_GPU  # noqa: E731
+    asked = [pair for name in args.stages for pair in (CALLS[name].stages.items() if name in CALLS else [(name, args.seconds)])]
+    asked = [(name, limit if limits else args.seconds) for name, limit in asked if able(name) or name in args.stages]
+    asked = asked or [(name, args.seconds) for name in STAGES if able(name) and name not in PARTS]
+    if calls:
+        asked.append(("summary", SUMMARY))
+    for i, (name, limit) in enumerate(asked):
+        behind = late(SUMMARY) if any(later == "summary" for later, _ in asked[i + 1 :]) else 0.0
+        seconds = min(args.seconds, limit, end - time.monotonic() - late(0) - behind)
+        if seconds < min(LEAST, limit) and name != "summary":
+            left_out.append(name)
+            continue
+        if not outside(args, name, max(seconds, 1.0)):
+            failed.append(name)
+            if name in SETS_UP:  # but what there is can be summed up
+                left_out += [later for later, _ in asked[i + 1 :] if later != "summary"]
+                asked[i + 1 :] = [pair for pair in asked[i + 1 :] if pair[0] == "summary"]
+        bundle(folder, args.bundle)
+    return failed, left_out
 
 
 def parse(arguments):
@@ -176,32 +230,18 @@ def main(arguments=None) -> int:
     args = parse(arguments)
     if args.list:
         print("\n".join(f"{name:12} {describe(name)}" for name in STAGES))
-        print("\n".join(f"{name}: {', '.join(f'{stage} ({limit} s)' for stage, limit in call.items())}" for name, call in CALLS.items()))
+        for name, call in CALLS.items():
+            print(f"{name}: {', '.join(f'{stage} ({limit} s)' for stage, limit in call.stages.items())}; {call.seconds:g} s in all at most")
         return 0
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     if args.restore:
         restore(folder, args.restore)
+    if args.device == "cuda":
+        take_up(folder, ROOT / "kernels" / "choices.json")  # measured in an earlier call: a fresh machine has none of it
     if args.inside:
         return inside(args, args.stages[0])
-    failed, left_out, end = [], [], time.monotonic() + (args.total or float("inf"))
-    able = lambda name: args.device == "cuda" or name not in ONLY_ON_A_GPU  # noqa: E731
-    asked = [pair for name in args.stages for pair in (CALLS[name].items() if name in CALLS else [(name, args.seconds)])]
-    limits = args.device == "cuda"  # a dry run shows that stages work, however slow the machine
-    asked = [(name, limit if limits else args.seconds) for name, limit in asked if able(name) or name in args.stages]
-    for name, limit in asked or [(name, args.seconds) for name in STAGES if able(name) and name not in PARTS]:
-        seconds = min(args.seconds, limit, end - time.monotonic() - 20)
-        if seconds < min(LEAST, limit) and name != "summary":
-            left_out.append(name)
-            continue
-        if not outside(args, name, max(seconds, 15.0)):
-            failed.append(name)
-            if name in SETS_UP:
-                break
-        bundle(folder, args.bundle)
-    if any(name in CALLS for name in args.stages):
-        outside(args, "summary", 15.0)
-        bundle(folder, args.bundle)
+    failed, left_out = run(args, folder)
     if left_out:
         print(f"left out for want of time: {', '.join(left_out)}")
     if failed:

@@ -11,7 +11,7 @@ def build_commands(tree: Path, folder: Path) -> dict[str, list[str]]:
     """{"configure", "build", "install"}; into tree/dynadapt, by way of `folder`."""
     import pybind11
 
-    settings = {"Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir()}
+    settings = {"Python_EXECUTABLE": sys.executable, "pybind11_DIR": pybind11.get_cmake_dir(), "DYNADAPT_STATIC": "OFF"}
     return {
         "configure": [
             "cmake",
@@ -23,7 +23,7 @@ def build_commands(tree: Path, folder: Path) -> dict[str, list[str]]:
             "Ninja",
             *(f"-D{name}={value}" for name, value in settings.items()),
         ],
-        "build": ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
+        "build": ["cmake", "--build", str(folder), "--target", "_C", "--parallel", str(os.cpu_count() or 1)],  # and what it needs
         "install": ["cmake", "--install", str(folder), "--prefix", str(tree / "dynadapt"), "--component", "python"],
     }
 

@@ -242,8 +242,10 @@ def splits(tiles: int, vocabulary_tiles: int, multiprocessors: int) -> int:
     return next((s for s, share in full.items() if share >= 0.85), max(full, key=full.get))
 
 
-def cross_entropy_fused(h, head, targets, weights, nll, lse, dh) -> None:
-    """``cross_entropy`` with the softmax in the products' epilogue and prologue."""
+def cross_entropy_fused(h, head, targets, weights, nll, lse, dh, softcap=None) -> None:
+    """``cross_entropy`` with the softmax in the products' epilogue and prologue, which caps no logits."""
+    if softcap is not None:
+        raise ValueError(f"cross_entropy_fused: softcap={softcap!r}, accepted is None; cross_entropy_chunked caps")
     tile = logits_config(h.dtype, h.shape[1])["BN"]
     width = triton.cdiv(head.weight.shape[0], tile) * tile
     for lo, hi in chunks(h, width):

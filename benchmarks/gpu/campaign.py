@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+GRACE = 15.0  # seconds between being asked to stop and being killed
 
 
 @dataclass
@@ -34,6 +37,10 @@ class Campaign:
     def left(self) -> float:
         return self.seconds - (time.monotonic() - self.started)
 
+    def room(self, most: float) -> float:
+        """Seconds that a child may take before it is asked to stop, so that it is gone in the stage's time."""
+        return min(most, self.left - GRACE)
+
     def read(self, stage: str) -> dict | None:
         """The record of an earlier stage, or None."""
         path = self.out / f"{stage}.json"
@@ -45,10 +52,29 @@ class Record:
 
     def __init__(self, path: Path, stage: str, device: str, resume: bool = False):
         """``resume``: rows of an earlier, unfinished run of the stage stay, and the stage measures what is missing."""
-        self.path = path
-        earlier = json.loads(path.read_text())["rows"] if resume and path.exists() else []
-        self.data = {"stage": stage, "status": "cut short", "device": device, "environment": header(device), "rows": earlier}
+        self.path, self.stage, self.resume = path, stage, resume
+        earlier = json.loads(path.read_text()) if resume and path.exists() else {}
+        self.data = {
+            "stage": stage,
+            "status": "cut short",
+            "device": device,
+            "environment": header(device),
+            "rows": earlier.get("rows", []),
+        }
+        if "aside" in earlier:
+            self.data["aside"] = earlier["aside"]
         self.save()
+
+    @property
+    def card(self) -> str:
+        """The GPU's name, under which kernels/choices.json knows it."""
+        return self.data["environment"]["gpu"]["name"] if self.data["device"] == "cuda" else "dry run"
+
+    def keep(self, wanted, why: str) -> None:
+        """Only the rows that are ``wanted`` go on counting; the others are put aside, with the reason."""
+        others = [{**row, "why": why} for row in self.data["rows"] if not wanted(row)]
+        if others:
+            self.note(rows=[row for row in self.data["rows"] if wanted(row)], aside=[*self.data.get("aside", []), *others])
 
     def add(self, **row) -> dict:
         self.data["rows"].append(row)
@@ -146,7 +172,8 @@ def environment_of_children(device: str) -> dict[str, str]:
 
 
 def child(command: list[str], device: str, seconds: float, **variables: str) -> tuple[int | None, str]:
-    """(exit status, output) of a process in its own group; None when it had to be stopped at its time limit."""
+    """(exit status, output) of a process in its own group; None when it had to be stopped at its time limit: asked first, and killed
+    GRACE seconds later."""
     # a group, so that its own children end with it, but not a session: whoever ends this one ends it too
     process = subprocess.Popen(
         command,
@@ -154,13 +181,43 @@ def child(command: list[str], device: str, seconds: float, **variables: str) -> 
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        preexec_fn=os.setpgrp,
+        preexec_fn=_alone,
         env={**environment_of_children(device), **variables},
     )
     try:
         text, _ = process.communicate(timeout=max(1.0, seconds))
         return process.returncode, text
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        text, _ = process.communicate()
-        return None, text
+        return None, _stop(process, GRACE)
+    except BaseException:  # this process is asked to stop itself, and has its own GRACE for it
+        _stop(process, GRACE / 3)
+        raise
+
+
+_libc = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _alone() -> None:
+    os.setpgrp()
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a stage that is killed leaves nothing on the card
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a background job has switched off
+
+
+def _stop(process: subprocess.Popen, grace: float) -> str:
+    """What it had printed. Python sees SIGINT as KeyboardInterrupt, and saves what it has."""
+    _signal(process, signal.SIGINT)
+    text = None
+    try:
+        text, _ = process.communicate(timeout=grace)
+    except subprocess.TimeoutExpired:
+        pass
+    _signal(process, signal.SIGKILL)  # all that is left of the group
+    return process.communicate()[0] if text is None else text
+
+
+def _signal(process: subprocess.Popen, number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass

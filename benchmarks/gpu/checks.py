@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import shutil
 import sys
-import xml.etree.ElementTree as xml
 from pathlib import Path
 
 from dynadapt.bench.profile.ncu import kernels_of
 
-from .campaign import ROOT, child
+from .campaign import GRACE, ROOT, child
+from .verdicts import LIMIT, PASSED, VERDICTS, Verdicts
 
 
 def test_files() -> list[str]:
     return sorted(
         str(p.relative_to(ROOT))
         for p in (ROOT / "tests" / "gpu").glob("test_*.py")
-        if p.stem not in ("test_campaign", "test_compile", "test_sanitized")
+        if not p.stem.startswith(("test_campaign", "test_compile", "test_sanitized"))
     )
-
-
-def outcomes(path) -> dict:
-    """Counts and the failures of a junit file."""
-    if not path.exists():
-        return {"tests": 0, "failures": []}
-    cases = xml.parse(path).getroot().iter("testcase")
-    found, failures, skipped = 0, [], 0
-    for case in cases:
-        found += 1
-        bad = case.find("failure") if case.find("failure") is not None else case.find("error")
-        skipped += case.find("skipped") is not None
-        if bad is not None:
-            failures.append({"test": case.get("name"), "message": (bad.get("message") or bad.text or "")[:600]})
-    path.unlink()
-    return {"tests": found, "skipped": skipped, "failed": len(failures), "failures": failures}
 
 
 # What a step is made of; the rest of tests/gpu is for optional ops and forms.
 CORE = (
+    "test_step",
     "test_linear",
     "test_attention",
     "test_cross_entropy",
@@ -47,52 +34,83 @@ CORE = (
     "test_norm",
     "test_update",
     "test_decisions",
-    "test_step",
 )
-WORKERS, BATCH = 6, 6  # pytest processes, and files given to them together: each process takes seconds to start
+FIRST = "test_step"  # by itself: what all the others are for
+WORKERS = min(14, os.cpu_count() or 1)  # pytest processes: compiling takes most of the time, and the card has room for that many
+BATCH = 12  # files given to them together: each process takes seconds to start
+LEAST = GRACE + 15  # seconds that must be left to start some tests
 
 
 def core(campaign, record) -> None:
-    """The tests of the kernels that every step launches, the real sizes too: four minutes at most."""
+    """The tests of the kernels that every step launches, the real sizes too: the whole step's first."""
     _correctness(campaign, record, [f for f in test_files() if Path(f).stem in CORE])
 
 
 def correctness(campaign, record) -> None:
-    """Every test of tests/gpu, the real sizes too, in batches; the files of a batch that fails again, each by itself."""
+    """Every test of tests/gpu, the real sizes too, in batches; what fails in a batch again, each file by itself."""
     _correctness(campaign, record, test_files())
 
 
 def _correctness(campaign, record, files: list[str]) -> None:
-    passed = {name for row in record.data["rows"] if row["status"] == 0 for name in row["file"].split()}  # of an earlier call
+    tests = Tests(campaign, record)
+    passed = {row["file"] for row in record.data["rows"] if row["status"] == 0}  # of an earlier call
     record.data["rows"] = [row for row in record.data["rows"] if row["status"] == 0]
-    files = [file for file in files[:1] if campaign.tiny] or [file for file in files if Path(file).name not in passed]
-    batches = [files[i : i + BATCH] for i in range(0, len(files), BATCH)]
-    for i, batch in enumerate(batches):
-        row = _pytest(campaign, batch, max(90.0, campaign.left / (len(batches) - i) * 2))  # a batch may take twice its share
-        if row["status"] == 0 or len(batch) == 1 or campaign.left < 60:
-            record.add(**row)
-        else:  # what one file broke may show in another: the verdict is that of each alone
-            for file in batch:
-                if campaign.left < 20:
-                    return record.finish("out of time")
-                record.add(**_pytest(campaign, [file], max(60.0, campaign.left / 4)))
-        if campaign.left < 20:
+    files = sorted(files, key=lambda file: Path(file).stem != FIRST)  # the others stay in order
+    files = files[:1] if campaign.tiny else [file for file in files if Path(file).name not in passed]
+    for batch in batches(files):
+        if campaign.left < LEAST:
             return record.finish("out of time")
+        status, text = tests.run(batch)
+        rows = [tests.row(file, status, text) for file in batch]
+        for file, row in zip(batch, rows):  # what one file broke may show in another: the verdict is that of each alone
+            if row["status"] not in (0, "stopped") and len(batch) > 1 and campaign.left >= 2 * LEAST:
+                row = tests.row(file, *tests.run([file]))
+            record.add(**row)
+    if any(row["status"] == "stopped" for row in record.data["rows"]):
+        record.finish("out of time")
 
 
-def _pytest(campaign, files, seconds) -> dict:
-    """How a run of these files together went."""
-    junit = campaign.out / "junit.xml"
-    workers = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") and not campaign.tiny else []  # compiling takes most
-    marks = "not slow and not model" if not campaign.tiny else "not gpu and not slow"  # a model: stage real has one
-    command = [sys.executable, "-m", "pytest", *files, "-m", marks, "-q", "--tb=short", f"--junitxml={junit}", *workers]
-    status, text = child(command, campaign.device, min(seconds, campaign.left), **({"OMP_NUM_THREADS": "2"} if workers else {}))
-    return {
-        "file": " ".join(file.rsplit("/", 1)[-1] for file in files),
-        "status": "stopped" if status is None else status,
-        **outcomes(junit),
-        "said": text[-2500:] if status != 0 else "",
-    }
+def batches(files: list[str]) -> list[list[str]]:
+    alone = [file for file in files if Path(file).stem == FIRST]
+    rest = [file for file in files if file not in alone]
+    return [*([alone] if alone else []), *(rest[i : i + BATCH] for i in range(0, len(rest), BATCH))]
+
+
+class Tests:
+    """Runs files of tests; each test's verdict is in DIR/STAGE-tests.jsonl, and one that has passed there is not run again."""
+
+    def __init__(self, campaign, record):
+        self.campaign = campaign
+        self.file = campaign.out / f"{record.stage}-tests.jsonl"
+        self.passed = campaign.out / f"{record.stage}-passed.list"
+        if not record.resume:
+            self.file.unlink(missing_ok=True)
+
+    def run(self, files: list[str]) -> tuple[int | None, str]:
+        """(status, output) of pytest on these files together."""
+        self.passed.write_text(json.dumps(Verdicts.read(self.file).those("passed", "skipped")))
+        workers = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") and not self.campaign.tiny else []
+        limits = [f"--timeout={LIMIT}", "--timeout-method=thread"] if importlib.util.find_spec("pytest_timeout") else []
+        marks = "not slow and not model" if not self.campaign.tiny else "not gpu and not slow"  # a model: stage real has one
+        plugin = ["-p", "benchmarks.gpu.verdicts"]
+        command = [sys.executable, "-m", "pytest", *files, "-m", marks, "-q", "--tb=short", *plugin, *workers, *limits]
+        variables = {VERDICTS: str(self.file), PASSED: str(self.passed), **({"OMP_NUM_THREADS": "1"} if workers else {})}
+        try:
+            return child(command, self.campaign.device, self.campaign.room(self.campaign.left), **variables)
+        finally:
+            self.passed.unlink()
+
+    def row(self, file: str, status: int | None, text: str) -> dict:
+        """How one of the files that were run together went. ``status`` 0: all its tests have passed or were skipped, now or before."""
+        found = Verdicts.read(self.file).of(Path(file).name)
+        row, whole = found.row(), not found.those("failed", "started", "collected")
+        if whole and (found.tests or status in (0, 1, 5)):  # 5: there was nothing left to run
+            status = 0
+        elif status is None:
+            status = "stopped" if not row["failed"] else 1
+        elif not row["failed"] and status in (0, 1, 5):
+            status = "unfinished"
+        return {"file": Path(file).name, "status": status, **row, "said": text[-2500:] if status != 0 else ""}
 
 
 def sanitizers(campaign, record) -> None:
@@ -102,22 +120,26 @@ def sanitizers(campaign, record) -> None:
         record.add(skipped="compute-sanitizer is not installed")
         return
     files = [f for f in test_files() if not f.endswith("test_choices.py")]
+    record.data["rows"] = [row for row in record.data["rows"] if row.get("status", "stopped") != "stopped"]
+    done = {(row["tool"], row["file"]) for row in record.data["rows"]}
     for check in ("memcheck", "racecheck"):
         for file in files:
-            if campaign.left < 25:
+            if (check, file) in done:
+                continue
+            if campaign.left < LEAST + 10:
                 return record.finish("out of time")
             pytest = [sys.executable, "-m", "pytest", file, "-m", "not gpu and not slow", "-q", "-x", "--tb=line", "-p", "no:cacheprovider"]
             command = [tool, "--tool", check, "--kernel-regex", "kns=dynadapt", "--print-limit", "5", *pytest]
             # a buffer of its own for each tensor, so that none is overrun unseen; a graph cannot be captured so
             alone = {} if file.endswith("test_step.py") else {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-            status, text = child(command, campaign.device, min(campaign.left, 90.0), **alone)
+            status, text = child(command, campaign.device, campaign.room(90.0), **alone)
             errors = re.search(r"(?:ERROR SUMMARY: |RACECHECK SUMMARY: )(\d+)", text)
             record.add(
                 tool=check,
                 file=file,
                 status="stopped" if status is None else status,
                 errors=int(errors.group(1)) if errors else None,
-                said=text[-1500:] if status or not errors or errors.group(1) != "0" else "",
+                said=text[-1500:] if status != 0 or not errors or errors.group(1) != "0" else "",
             )
 
 
@@ -129,16 +151,20 @@ def profiles(campaign, record) -> None:
     if tool is None:
         record.add(skipped="ncu is not installed")
         return
+    record.data["rows"] = [row for row in record.data["rows"] if "kernel" in row]
+    done = {row["op"] for row in record.data["rows"]}
     for op in OPS:
-        if campaign.left < 40:
+        if op in done:
+            continue
+        if campaign.left < LEAST + 10:
             return record.finish("out of time")
         # an op launches at most a few kernels of ours; the first call compiles and is skipped by --profile-from-start
         scope = ["--clock-control", "none", "--profile-from-start", "off", "-k", "regex:dynadapt", "--launch-count", "4"]
         report = ["--set", "full", "--csv", "--page", "raw"]
         command = [tool, *scope, *report, sys.executable, "-m", "benchmarks.gpu.profile_op", op]
-        status, text = child(command, campaign.device, min(campaign.left, 120.0))
+        status, text = child(command, campaign.device, campaign.room(120.0))
         rows = kernels_of(text)
         if not rows:
-            record.add(op=op, status=status, said=text[-800:])
+            record.add(op=op, status="stopped" if status is None else status, said=text[-800:])
         for row in rows:
             record.add(op=op, **row)

@@ -51,6 +51,13 @@ def random_weights(name: str, device: str, dtype=torch.bfloat16, seed: int = 0):
     return from_state(MODELS[name], state, name=name)
 
 
+def layers(name: str) -> set[tuple[int, int, int]]:
+    """(k, o, rank) of a model's linear groups and of its head, by which kernels/choices.json knows them."""
+    c = MODELS[name]
+    groups = {(k, sum(parts), RANK) for k, parts in group_sizes(c).values()}
+    return groups | {(c.hidden_size, c.vocab_size, 0)}
+
+
 def step_flops(c: ModelConfig, streams: int, segment: int, memory: int, rank: int = RANK) -> dict[str, int]:
     """FLOPs of one adapt step with ``memory`` tokens remembered by each stream, by the ops' own formulas: forward, backward and
     recomputed, and ``masked``: the part that the causal mask throws away, which a kernel may skip."""

@@ -23,8 +23,10 @@ OPTIONAL = ("liger_kernel", "cut_cross_entropy", "transformers", "peft", "gguf",
 
 
 def environment(campaign, record) -> None:
+    """Compilers, profilers and packages that are there."""
     import importlib.util
 
+    record.data["rows"] = []
     for name, flag in TOOLS.items():
         lines = [line for line in output([name, flag]).splitlines() if re.search(r"\d+\.\d+", line)]
         record.add(tool=name, version=lines[0].strip() if lines else "absent")
@@ -35,16 +37,18 @@ def environment(campaign, record) -> None:
 def build(campaign, record) -> None:
     """The native libraries into dynadapt/, in place, without pip; dynadapt/kernels becomes a link to kernels/."""
     link_kernels(ROOT)
+    record.data["rows"] = []
     record.add(what="dynadapt/kernels", linked=True)
     if campaign.tiny:
         return
     steps = {**build_commands(ROOT, ROOT / "build" / "gpu"), "import": [sys.executable, "-c", "from dynadapt import _C; print(_C.isa())"]}
     for name, command in steps.items():
         start = time.monotonic()
-        status, text = child(command, campaign.device, campaign.left)
+        status, text = child(command, campaign.device, campaign.room(campaign.left))
+        ended = "was stopped at its time limit" if status is None else f"ended with status {status}"
         record.add(what=name, status=status, seconds=round(time.monotonic() - start, 1), said=text.strip()[-1500:])
-        if status:
-            raise RuntimeError(f"build: {name} ended with status {status}:\n{text[-3000:]}")
+        if status != 0:
+            raise RuntimeError(f"build: {name} {ended}:\n{text[-3000:]}")
 
 
 def compile(campaign, record) -> None:  # noqa: A001  (the stage's name)
@@ -53,12 +57,14 @@ def compile(campaign, record) -> None:  # noqa: A001  (the stage's name)
 
     out = campaign.out / "compile-rows.json"
     command = [sys.executable, "-m", "dynadapt.kernels.compile", "--json", str(out)] + (["--arch", "90"] if campaign.tiny else [])
-    status, text = child(command, campaign.device, campaign.left, TRITON_INTERPRET="0")
-    record.note(exit_status=status, said=text[-4000:] if status else "")
+    status, text = child(command, campaign.device, campaign.room(campaign.left), TRITON_INTERPRET="0")
+    record.note(exit_status="stopped" if status is None else status, said=text[-4000:] if status != 0 else "")
     if out.exists():
         found = json.loads(out.read_text())
         record.note(triton=found["triton"], rows=found["rows"])
         out.unlink()
+    if status is None:
+        record.finish("out of time")
 
 
 def ceilings(campaign, record) -> None:
@@ -66,6 +72,7 @@ def ceilings(campaign, record) -> None:
     import torch
 
     timer, dev = Timer(campaign.device), campaign.device
+    record.note(rows=[], gpu=record.card)  # those of an earlier call may be another card's
     size = 1 << (20 if campaign.tiny else 32)  # bytes
     t = timer(_copy_of(size, dev), cold=False)
     record.add(what="copy", bytes=2 * size, gb_per_s=2e-6 * size / t["median_ms"], **t)
@@ -125,7 +132,7 @@ def _launches(record, count: int = 1000) -> None:
         for _ in range(count):
             x.add_(1)
 
-    for name, call in (("eager", many), ("graph", capture(many)[0])):
+    for name, call in (("eager", many), ("graph", capture(lambda: many)[0])):
         call()
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -134,9 +141,10 @@ def _launches(record, count: int = 1000) -> None:
         record.add(what=f"launch, {name}", microseconds=1e6 * (time.perf_counter() - start) / count)
 
 
-def best(record: dict | None) -> dict[str, float]:
-    """{"gb_per_s", "tflops", "source"}: the ceilings measured on this machine, or the vendor's figures for an H200, said so."""
-    rows = (record or {}).get("rows", [])
+def best(campaign, card: str) -> dict[str, float]:
+    """{"gb_per_s", "tflops", "source"}: the ceilings measured on this card, or the vendor's figures for an H200, said so."""
+    record = campaign.read("ceilings") or {}
+    rows = record.get("rows", []) if record.get("gpu") == card else []
     copy = [r["gb_per_s"] for r in rows if r.get("what") == "copy"]
     product = [r["tflops"] for r in rows if r.get("what") == "matmul bf16"]
     if copy and product:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from functools import cache
 
@@ -10,11 +9,12 @@ import torch
 
 from dynadapt.ops import UnsupportedOp, resolve
 
-from .campaign import RESTARTED, ROOT, check_device, write_json
+from . import choice_table
+from .campaign import RESTARTED, ROOT, check_device
 from .cases import BF16, OPS, Sizes, agrees, check, materialise
-from .geometry import models, shapes
+from .geometry import RANK, layers, models, shapes
 from .machine import best
-from .timing import Timer
+from .timing import Timer, comparable
 
 JOINED = ("linear_activation_forward", "linear_activation_backward")
 LINEAR = ("linear_forward", "linear_backward", *JOINED, "lora_gradient", "lora_gradient_update", "weight_gradient")
@@ -42,8 +42,11 @@ def ops_rest(campaign, record) -> None:
 
 def run(campaign, record, names) -> None:
     dtype = torch.float32 if campaign.tiny else BF16
-    timer, limits = Timer(campaign.device, 0.12), best(campaign.read("ceilings"))
+    timer, limits = Timer(campaign.device, 0.12), best(campaign, record.card)
     record.note(ceilings=limits)
+    digests = {model: choices_digest(campaign, record, model) for model in models(campaign.tiny)}
+    chosen = lambda r: r["op"] not in LINEAR + HEAD or r.get("choices") == digests[r["model"]]  # noqa: E731
+    record.keep(lambda r: r.get("gpu") == record.card and chosen(r), "of another GPU, or of other choices between an op's forms")
     if RESTARTED not in os.environ:  # what failed before is tried again, but not in a run that it has just ended
         record.data["rows"] = [r for r in record.data["rows"] if "median_ms" in r]
     done = {(r["op"], r["model"], r["streams"], r["segment"]) for r in record.data["rows"]}
@@ -54,13 +57,25 @@ def run(campaign, record, names) -> None:
                     continue
                 if campaign.left < 15:
                     return record.finish("out of time")
-                _one(campaign, record, timer, limits, model, streams, segment, op, dtype)
+                base = {"op": op, "model": model, "streams": streams, "segment": segment}
+                base |= {"gpu": record.card, "choices": digests[model]}
+                _one(campaign, record, timer, limits, base, dtype)
                 if campaign.device == "cuda":
                     torch.cuda.empty_cache()
 
 
-def _one(campaign, record, timer, limits, model, streams, segment, op, dtype) -> None:
-    base = {"op": op, "model": model, "streams": streams, "segment": segment}
+def choices_path(campaign):
+    """The table that the kernels read; a dry run has its own."""
+    return campaign.out / choice_table.KEPT if campaign.tiny else ROOT / "kernels" / "choices.json"
+
+
+def choices_digest(campaign, record, model: str) -> str:
+    """Of the choices that a model's step is made with: rows with another one are of another configuration."""
+    return choice_table.digest(choices_path(campaign), record.card, layers(model))
+
+
+def _one(campaign, record, timer, limits, base, dtype) -> None:
+    op, model, streams, segment = (base[name] for name in ("op", "model", "streams", "segment"))
     try:
         function = resolve(op, "triton", dtype).function
     except UnsupportedOp as error:
@@ -99,7 +114,7 @@ def _time(record, timer, limits, base, case, error, function, with_peers) -> Non
     peers = {}
     for name, make in case.peers.items() if with_peers else ():
         try:
-            peers[name] = timer(make())
+            peers[name] = comparable(timer.made(make), t)
         except Exception as failure:  # absent, or out of memory
             peers[name] = {"skipped": str(failure)[:200]}
             check_device(failure)
@@ -131,24 +146,21 @@ FORMS = {
 def choices(campaign, record, model: str | None = None) -> None:
     """Which form serves a linear group or the head: fused, split, and the library product alone, at each size; the winners go to
     kernels/choices.json under this GPU's name."""
-    of_models = [model] if model else models(campaign.tiny)
-    gpu = torch.cuda.get_device_name() if campaign.device == "cuda" else "dry run"
-    timer, entries = Timer(campaign.device, 0.06), []
+    timer = Timer(campaign.device, 0.06)
+    record.keep(lambda r: r.get("gpu") == record.card, "of another GPU")
     done = {(r["op"], r["model"], r["group"], r["tokens"]) for r in record.data["rows"] if "form" in r or RESTARTED in os.environ}
-    for model in of_models:
+    for name in [model] if model else models(campaign.tiny):
         for streams, segment in shapes(campaign.tiny)[:3]:
-            z = Sizes(model, streams, segment, campaign.device, torch.float32 if campaign.tiny else BF16)
+            z = Sizes(name, streams, segment, campaign.device, torch.float32 if campaign.tiny else BF16)
             for op, group in [(o, g) for o in ("linear_forward", "linear_backward") for g in z.groups] + [("cross_entropy", "")]:
                 if campaign.left < 10:
                     return record.finish("out of time")
-                key = (op, model, group, z.N)
-                if key in done:
+                if (op, name, group, z.N) in done:
                     continue
                 entry = _choice(timer, z, op, group)
-                record.add(model=model, group=group, tokens=z.N, **entry)
+                record.add(model=name, group=group, tokens=z.N, gpu=record.card, **entry)
                 if "form" in entry:
-                    entries.append(entry)
-                    _write(campaign, gpu, entries)
+                    choice_table.add(choices_path(campaign), campaign.out / choice_table.KEPT, record.card, entry)
                 check_device(RuntimeError(entry.get("skipped", "")))
 
 
@@ -157,7 +169,7 @@ def _choice(timer, z, op, group) -> dict:
     from dynadapt.ops.table import OPS as TABLE
 
     case = OPS[op](z, 0)[list(z.groups).index(group) if group else 0]
-    k, o, rank = (z.groups[group][0], sum(z.groups[group][1]), 16) if group else (z.c.hidden_size, z.c.vocab_size, 0)
+    k, o, rank = (z.groups[group][0], sum(z.groups[group][1]), RANK) if group else (z.c.hidden_size, z.c.vocab_size, 0)
     short = op.removeprefix("linear_")
     entry = {"op": op, "rows": 1 << (z.N - 1).bit_length(), "k": k, "o": o, "rank": rank}
     try:
@@ -169,21 +181,12 @@ def _choice(timer, z, op, group) -> dict:
         arguments = materialise(case)
         for function in functions.values():
             agrees(case, function)  # a wrong form must not win
-        times = {f"{form}_ms": timer(lambda: function(*arguments))["median_ms"] for form, function in functions.items()}
+        timed = {form: timer(lambda: function(*arguments)) for form, function in functions.items()}
     except Exception as error:
         return {**entry, "skipped": f"{type(error).__name__}: {str(error)[:200]}"}
+    if "skipped" in (reason := comparable(timed["fused"], timed["split"])):
+        return {**entry, "skipped": f"fused and split: {reason['skipped']}"}
+    times = {f"{form}_ms": found["median_ms"] for form, found in timed.items()}
     baseline = case.peers.get("torch, base product alone")
-    times["cublas_only_ms"] = timer(baseline())["median_ms"] if baseline else None
+    times["cublas_only_ms"] = timer.made(baseline)["median_ms"] if baseline else None
     return {**entry, "form": min(("fused", "split"), key=lambda form: times[f"{form}_ms"]), **times}
-
-
-def _write(campaign, gpu, entries) -> None:
-    """Into the source tree on a GPU; a dry run leaves its table beside its records."""
-    path = (campaign.out if campaign.tiny else ROOT / "kernels") / "choices.json"
-    table = json.loads(path.read_text()) if path.exists() else {}
-    key = lambda e: tuple(e[name] for name in ("op", "rows", "k", "o", "rank"))  # noqa: E731
-    merged = {key(e): e for e in [*table.get(gpu, []), *entries]}
-    table[gpu] = [merged[k] for k in sorted(merged)]
-    write_json(path, table)
-    if not campaign.tiny:
-        write_json(campaign.out / "choices-table.json", table)

@@ -9,49 +9,69 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .campaign import child
+from .campaign import GRACE, child, write_json
 from .geometry import MODELS, shapes, useful_flops
 from .machine import best
+from .ops import choices_digest
 
 OURS = ("dynadapt", "dynadapt-float8")
 DEPENDENT = "dynadapt-dependent"  # the same kernels with programmatic dependent launches, on the GPUs that have them
 PEERS = ("stacked-compile", "peft-eager", "peft-liger")
+LEAST = GRACE + 25  # seconds that must be left to start a worker
 NEEDS = {"peft-eager": "peft", "peft-liger": "liger_kernel"}
 
 
 def run(campaign, record, model: str) -> None:
-    """Truth first (transformers + peft in float32), then every provider at every shape; what is in the record already stays."""
-    limits = best(campaign.read("ceilings"))
+    """Every provider at every shape, against the truth (transformers + peft in float32); what is in the record already stays."""
+    limits, chosen = best(campaign, record.card), choices_digest(campaign, record, model)
     record.note(ceilings=limits, model=model)
     record.data["rows"] = [r for r in record.data["rows"] if "median_ms" in r]
+    ours = lambda row: row["provider"] in (*OURS, DEPENDENT)  # noqa: E731
+    record.keep(
+        lambda row: row.get("gpu") == record.card and (not ours(row) or row.get("choices") == chosen),
+        "of another GPU, or of other choices between an op's forms",
+    )
     done = {(r["provider"], r["streams"], r["segment"]) for r in record.data["rows"]}
+    absent = {p: package for p, package in NEEDS.items() if importlib.util.find_spec(package) is None}
+    for provider, package in absent.items():
+        record.add(provider=provider, streams=None, segment=None, failed=f"skipped: {package} is not installed")
+    untrue = {}  # segments whose truth could not be made -> why
     with tempfile.TemporaryDirectory() as folder:
-        absent = {p: package for p, package in NEEDS.items() if importlib.util.find_spec(package) is None}
-        for provider, package in absent.items():
-            record.add(provider=provider, streams=None, segment=None, failed=f"skipped: {package} is not installed")
-        # ours at every shape first; then all peers shape by shape, so that a cut leaves whole comparisons
-        order = [
-            (p, s, t) for p in (*OURS, DEPENDENT) for s, t in shapes(campaign.tiny) if p != DEPENDENT or _has_dependent_launches(campaign)
-        ]
-        order += [(p, s, t) for s, t in shapes(campaign.tiny) for p in PEERS if p not in absent]
-        work = [item for item in order if item not in done]
-        for segment in sorted({t for _, _, t in work}):
-            truth = _worker(campaign, folder, {"provider": "truth", "model": model, "segment": segment, "streams": 1})
-            if "nll" not in truth:
-                record.add(provider="truth", segment=segment, **truth)
-        for provider, streams, segment in work:
-            if campaign.left < 30:
+        for provider, streams, segment in order(shapes(campaign.tiny), absent, _has_dependent_launches(campaign)):
+            if (provider, streams, segment) in done or segment in untrue:
+                continue
+            if campaign.left < LEAST:
                 return record.finish("out of time")
+            truth = campaign.out / f"truth-{model}-{segment}.json"
+            if not truth.exists():
+                found = _worker(campaign, folder, {"provider": "truth", "model": model, "segment": segment, "streams": 1})
+                if "nll" not in found:
+                    untrue[segment] = found.get("failed", "no scores")
+                    record.add(provider="truth", streams=None, segment=segment, **found)
+                    continue
+                write_json(truth, found)
+                if campaign.left < LEAST:
+                    return record.finish("out of time")
             options = {
                 "provider": provider,
                 "model": model,
                 "streams": streams,
                 "segment": segment,
                 "seconds": 0.2 if campaign.tiny else 6.0,
-                "truth": str(Path(folder) / f"truth-1-{segment}.json"),
+                "truth": str(truth),
             }
             row = _worker(campaign, folder, options)
-            record.add(provider=provider, streams=streams, segment=segment, **row, **_rates(model, streams, segment, row, limits))
+            base = {"provider": provider, "streams": streams, "segment": segment, "gpu": record.card, "choices": chosen}
+            record.add(**base, **row, **_rates(model, streams, segment, row, limits))
+    if untrue:
+        record.finish("no truth to hold scores against at " + "; ".join(f"segment {t}: {why}" for t, why in untrue.items()))
+
+
+def order(of_shapes, absent, dependent: bool) -> list[tuple[str, int, int]]:
+    """(provider, streams, segment): dynadapt and its peers shape by shape, so that a cut leaves whole comparisons; other forms of it last."""
+    each = [(provider, *shape) for shape in of_shapes for provider in (OURS[0], *PEERS) if provider not in absent]
+    others = (*OURS[1:], *([DEPENDENT] if dependent else []))
+    return each + [(provider, *shape) for provider in others for shape in of_shapes]
 
 
 def _has_dependent_launches(campaign) -> bool:
@@ -67,7 +87,7 @@ def _worker(campaign, folder, options) -> dict:
     given.write_text(json.dumps({**options, "device": campaign.device}))
     variables = {"DYNADAPT_DEPENDENT_LAUNCH": "1"} if options["provider"] == DEPENDENT else {}
     command = [sys.executable, "-m", "benchmarks.gpu.step_worker", str(given), str(out)]
-    status, text = child(command, campaign.device, min(campaign.left - 5, 240.0), **variables)
+    status, text = child(command, campaign.device, campaign.room(240.0), **variables)
     found = json.loads(out.read_text()) if out.exists() else {}
     if status is None:
         found["failed"] = "stopped at its time limit"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def page(records, verdicts) -> str:
         make = next((f for prefix, f in TABLES.items() if name.startswith(prefix)), None)
         add_predictions(data)
         body = make(data["rows"]) if make and data["rows"] else ""
-        parts += [f"## {name} ({data['status']}{', dry run' if data['device'] == 'cpu' else ''})", body]
+        parts += [f"## {name} ({data['status']}{', dry run' if data['device'] == 'cpu' else ''})", body, *put_aside(data)]
     return "\n\n".join(p for p in parts if p) + "\n"
 
 
@@ -73,6 +74,18 @@ def add_predictions(data: dict, file: Path = PREDICTIONS) -> None:
         at = data["model"], row.get("streams"), row.get("segment")
         if row.get("provider") == "dynadapt" and at in predicted:
             row["predicted_ms"] = predicted[at]
+
+
+def put_aside(data: dict) -> list[str]:
+    """A sentence on measurements of an earlier call that don't stand beside the others, for each reason."""
+    counts = Counter(row["why"] for row in data.get("aside", []))
+    return [f"{count} earlier measurements do not count here: {why}." for why, count in counts.items()]
+
+
+def tests_table(rows) -> str:
+    names = lambda r: "; ".join([f["test"] for f in r.get("failures", [])] + [f"{t} (did not end)" for t in r.get("unfinished", [])])  # noqa: E731
+    counted = ("file", "status", "tests", "collected", "skipped", "failed")
+    return table((*counted, "which"), [[*(r.get(name) for name in counted), names(r)] for r in rows])
 
 
 def machine(records) -> str:
@@ -106,7 +119,7 @@ def ops_table(rows) -> str:
         if "median_ms" not in r:
             return (*case, None, None, None, r.get("wrong") or r.get("skipped") or r.get("failed"))
         rate = f"{r['gb_per_s']:.0f} GB/s" if r["bound"] == "bytes" else f"{r['tflops']:.1f} TFLOP/s"
-        peers = "; ".join(f"{n} {p['median_ms']:.4g}" if "median_ms" in p else f"{n}: {p['skipped'][:40]}" for n, p in r["peers"].items())
+        peers = "; ".join(f"{n} {p['median_ms']:.4g}" if "median_ms" in p else f"{n}: {p['skipped'][:60]}" for n, p in r["peers"].items())
         return (*case, r["median_ms"], rate, f"{r['share_of_floor']:.0%}", peers)
 
     return table(("op", "model", "shape", "case", "ms", "rate", "of floor", "peers, ms"), map(cells, rows))
@@ -157,7 +170,8 @@ TABLES = {
     "ceilings": columns("what", "shape", "gb_per_s", "tflops", "microseconds", "median_ms"),
     "choices": columns("op", "model", "group", "rows", "form", "fused_ms", "split_ms", "cublas_only_ms", "skipped"),
     "compile": columns("file", "kernel", "variant", "arch", "registers", "spills", "shared", "tensor_core"),
-    "correctness": columns("file", "status", "tests", "skipped", "failed"),
+    "core": tests_table,
+    "correctness": tests_table,
     "sanitizers": columns("tool", "file", "status", "errors"),
     "profiles": columns("op", "kernel", "ns", "dram_percent", "sm_percent", "tensor_percent", "occupancy_percent", "registers"),
     "ops": ops_table,
@@ -187,12 +201,19 @@ def goals(records) -> dict[str, tuple[str, str]]:
     records = {name: d for name, d in records.items() if d["device"] == "cuda"}
     rows = lambda prefix: [r for name, d in records.items() if name.startswith(prefix) for r in d["rows"]]  # noqa: E731
     whole = lambda prefix: all(d["status"] == "complete" for name, d in records.items() if name.startswith(prefix))  # noqa: E731
-    tests, checks, kernels, ops = (rows("correctness"), [r for r in rows("sanitizers") if "tool" in r], rows("compile"), rows("ops"))
+    tests, checks, kernels, ops = (
+        rows("core") + rows("correctness"),
+        [r for r in rows("sanitizers") if "tool" in r],
+        rows("compile"),
+        rows("ops"),
+    )
     timed = [r for r in ops if "median_ms" in r]
     wrong = [f"{r['op']} {r['model']}: {r['wrong'][:80]}" for r in ops if "wrong" in r]
     found = {
         "correct": _verdict(
-            [f"{r['file']}: status {r['status']}" for r in tests if r["status"] != 0] + wrong, len(tests), whole("correctness")
+            [f"{r['file']}: status {r['status']}" for r in tests if r["status"] not in (0, "stopped")] + wrong,  # stopped: it goes on
+            len(tests),
+            "correctness" in records and whole("correctness"),
         ),
         "sanitizers": _verdict(
             [f"{r['tool']} {r['file']}: {r['errors']} errors, status {r['status']}" for r in checks if r["errors"] != 0 or r["status"]],

@@ -30,9 +30,14 @@ class Timer:
         self.flush = torch.zeros(FLUSH_BYTES // 4, device=device) if device == "cuda" else None
 
     def __call__(self, call, cold: bool = True) -> dict:
+        return self.made(lambda: call, cold)
+
+    def made(self, make, cold: bool = True) -> dict:
+        """Of the call that ``make`` returns. What it computes beforehand it computes on the stream of the capture: autograd runs a backward on
+        the stream of its forward, and only what runs on the captured stream can be captured."""
         if self.device == "cpu":
-            return self._on_cpu(call)
-        replay, captured = capture(call)
+            return self._on_cpu(make())
+        replay, captured = capture(make)
         return {**self._on_gpu(replay, cold), "graph": captured, "cold_l2": cold}
 
     def _on_cpu(self, call) -> dict:
@@ -61,22 +66,40 @@ class Timer:
         return [start.elapsed_time(end) for start, end in pairs]
 
 
-def capture(call):
-    """(a call that replays ``call`` from a CUDA graph, True), or (``call``, False) where it cannot be captured."""
+def capture(make):
+    """(a call that replays from a CUDA graph the call that ``make`` returns, True), or (that call, False) where it cannot be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
+        call = make()
         for _ in range(2):
             call()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             call()
         graph.replay()
         torch.cuda.synchronize()
-        return graph.replay, True
     except RuntimeError:
         torch.cuda.synchronize()
         return call, False
+
+    def replay(_held=call):  # the graph has addresses of what the call holds
+        graph.replay()
+
+    return replay, True
+
+
+def comparable(theirs: dict, ours: dict) -> dict:
+    """``theirs`` as a time beside ``ours``; without a median, and why, where one side is a graph's replay and the other pays for its launches."""
+    if theirs.get("graph") == ours.get("graph"):
+        return theirs
+    how = {True: "from a graph", False: "without one"}
+    said = f"not comparable: timed {how[theirs['graph']]}, ours {how[ours['graph']]}"
+    return {
+        **{name: value for name, value in theirs.items() if name != "median_ms"},
+        "skipped": said,
+        "not_comparable_ms": theirs["median_ms"],
+    }

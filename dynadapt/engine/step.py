@@ -173,7 +173,13 @@ class Step:
 
     def nothing_to_learn(self, made: Tensors) -> bool:
         """Whether the host sees that no stream of a pass is left to learn."""
-        return self.asks and (self.changes is not None or "kept" in made) and bool(self._still(made).all())
+        return all(self._resting(made))
+
+    def _resting(self, made: Tensors) -> list[bool]:
+        """``_still`` as far as the host sees it: a recorded step's rows are the device's to know, and asking would wait for it."""
+        if self.asks and (self.changes is not None or "kept" in made):
+            return self._still(made).tolist()
+        return [False] * len(made["reset"])
 
     def _still(self, made: Tensors) -> torch.Tensor:
         """Which rows of a pass don't learn by what was scored: their streams are flagged, or none of their tokens is to be learned from."""
@@ -275,13 +281,17 @@ class Step:
     def move_on(self, kind: Kind, p: Pass, made: Tensors, tokens: torch.Tensor, memory_lengths: list[int]) -> None:
         """Ledger, counters and the streams' positions behind a pass, and the resets that the host knows of.
 
+        An update that a recorded step left out, of a stream that its change detector stopped, counts among the FLOPs: the host does not
+        wait to hear of it.
+
         ``memory_lengths``: of each row's memory before the pass.
         """
         d, settings, memory = self.decoder, self.settings, self.decoder.memory
         count_memory(d, kind.width, memory_lengths)
         flagged = [s for s, flag in zip(p.streams, made["reset"].tolist()) if flag] if self.asks and self.changes is not None else []
-        if kind.backward and not self.nothing_to_learn(made):
-            self._count_learning(kind, p, self._still(made).tolist())
+        still = self._resting(made) if kind.backward else []
+        if kind.backward and not all(still):
+            self._count_learning(kind, p, still)
         if settings.learn_from is not None:
             for stream, mean in zip(p.streams, means_of(made["nll"], p.counts)):
                 self.states[stream].recent = remembered(self.states[stream].recent, mean)

@@ -23,6 +23,14 @@ def _checked_kernels(request):
         yield
 
 
+@pytest.fixture(autouse=True)
+def _memory_for_others():
+    """Several processes share a card: what a test no longer holds is not kept from the others."""
+    yield
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture
 def products_of_any_tile(monkeypatch):
     """The interpreter's products by float64, rounded once. numpy's float32 ones add up in an order that depends on a tile's width and on the

@@ -265,11 +265,21 @@ SMALL = {"adapt": LoRA(4), "optimizer": Adam(lr=0.01), "memory": SegmentMemory(8
 
 @pytest.mark.gpu
 @skip_without_gpu
-@pytest.mark.parametrize("guard", [None, "exact"])
-def test_nothing_in_the_step_waits_for_the_device(guard):
-    """torch raises at every synchronising call, in the eager run and around the replays."""
-    e = engine("triton", **SMALL, guard=guard)
-    drivers = [e.static] + [e.guarding.prior.driver] * (guard is not None)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guard": "exact"},
+        {"reset": "auto"},
+        {"optimizer": SGD(lr=0.1, clip=0)},
+        {"adapt": RowSparse(0.3, select="fixed"), "shared": True},
+    ],
+    ids=str,
+)
+def test_nothing_in_the_step_waits_for_the_device(options):
+    """torch raises at every synchronising call, in the eager run and around the replays; test_nothing_waits.py sees the host's without a GPU."""
+    e = engine("triton", **{**SMALL, **options})
+    drivers = [e.static] + [e.guarding.prior.driver] * ("guard" in options)
     tokens = [text(3, seed=s).cuda() for s in range(6)]
     e.step(tokens[0])  # compiles kernels
     torch.cuda.synchronize()

@@ -80,7 +80,7 @@ class Trainer:
         self.dims, self.points = config.dims_ramp(), config.points_ramp()
         self.active = zeros(dtype=torch.int64) if self.dims.done else None  # the curriculum's dimensions
         self.runs: dict[int, int] = {}
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, int]] = {}  # and how often the workspace had grown when it was captured
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def begin_interval(self, step: int) -> None:
@@ -101,9 +101,11 @@ class Trainer:
             self._on_gpu(points)
 
     def _on_gpu(self, points: int) -> None:
-        """For each number of points the first step compiles kernels and makes buffers, and the second is captured."""
-        if points in self.graphs:
-            return self.graphs[points].replay()
+        """For each number of points the first step compiles kernels and makes buffers, and the second is captured; again where a buffer has
+        given way to a larger one since, whose address the graph would not have."""
+        graph, grown = self.graphs.get(points, (None, 0))
+        if graph is not None and grown == self.regressor.workspace.grown:
+            return graph.replay()
         self.runs[points] = self.runs.get(points, 0) + 1
         if self.runs[points] == 1:
             current = torch.cuda.current_stream()
@@ -116,7 +118,7 @@ class Trainer:
         graph.register_generator_state(self.generator)
         with torch.cuda.graph(graph, stream=self.stream):
             self._body(points)
-        self.graphs[points] = graph
+        self.graphs[points] = graph, self.regressor.workspace.grown
         graph.replay()
 
     def _body(self, points: int) -> None:

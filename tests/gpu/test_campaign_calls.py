@@ -1,0 +1,314 @@
+"""What the campaign does within its time, and what it carries from one call into the next."""
+
+import json
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from benchmarks import gpu_campaign  # noqa: E402
+from benchmarks.gpu import campaign, choice_table, machine, ops, step, timing  # noqa: E402
+from benchmarks.gpu.campaign import Campaign, Record, child  # noqa: E402
+from benchmarks.gpu.summary import goals, ops_table  # noqa: E402
+from benchmarks.gpu_campaign import CALLS, STAGES, late, stage_function  # noqa: E402
+from benchmarks.native_build import build_commands  # noqa: E402
+
+CUT = 600  # seconds that a command may take
+CARD = "NVIDIA H100 80GB HBM3"
+
+
+# ---- calls
+
+
+def through(monkeypatch, tmp_path, name, takes):
+    """(seconds of a whole call, {stage: seconds it was given}); ``takes``: of what a stage is given, what it uses."""
+    clock, given = [1000.0], {}
+
+    def outside(args, stage, seconds):
+        given[stage] = seconds
+        clock[0] += takes(seconds)
+        return True
+
+    monkeypatch.setattr(gpu_campaign, "outside", outside)
+    monkeypatch.setattr(gpu_campaign.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(gpu_campaign, "bundle", lambda *_: None)
+    args = gpu_campaign.parse([name, "--resume", f"--out={tmp_path}"])
+    failed, _ = gpu_campaign.run(args, tmp_path)
+    assert not failed
+    return clock[0] - 1000, given
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_is_over_in_its_time_though_every_stage_is_killed(name, monkeypatch, tmp_path):
+    call = CALLS[name]
+    assert call.seconds <= CUT - 20 and set(call.stages) <= set(STAGES) and "build" in call.stages
+    worst, given = through(monkeypatch, tmp_path, name, late)
+    assert worst <= call.seconds and "summary" in given
+    used, given = through(monkeypatch, tmp_path, name, lambda seconds: seconds)  # as long as it may: no stage is robbed
+    expected = {**call.stages, "step-135m": 80} if name == "quarter-hour-2" else call.stages  # more where its build was done before
+    assert used <= call.seconds and {stage: given[stage] for stage in call.stages} == expected
+
+
+def test_what_decides_most_comes_first_and_has_the_time_it_needs():
+    quarter = [CALLS[f"quarter-hour-{i}"] for i in (1, 2)]
+    assert quarter[0].seconds <= 500 and quarter[1].seconds <= 240
+    assert list(quarter[0].stages)[1:] == ["build", "ceilings", "core", "choices-135m", "step-135m"]
+    for calls in (quarter, [call for name, call in CALLS.items() if name.startswith("first-half-hour")]):
+        assert calls[0].stages["step-135m"] >= 150
+        order = [stage for call in calls for stage in call.stages]
+        assert order.index("core") < order.index("choices-135m") < order.index("step-135m")
+    assert order.index("step-135m") < order.index("step-1b") < order.index("step-8b")
+    assert {"ops-linear", "ops-head", "ops-rest", "profiles", "sanitizers", "real", "correctness", "ceilings"} <= set(order)
+    assert CALLS["first-half-hour-4"].stages["step-8b"] >= 350
+    assert stage_function("choices-1b", "cuda").keywords == {"model": "llama-3.2-1b"}
+
+
+@pytest.mark.parametrize("broken,runs", [("environment", 7), ("build", 3)])
+def test_only_what_all_else_needs_ends_a_call(broken, runs, monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(gpu_campaign, "outside", lambda args, stage, seconds: ran.append(stage) or stage != broken)
+    failed, left_out = gpu_campaign.run(gpu_campaign.parse(["quarter-hour-1", f"--out={tmp_path}"]), tmp_path)
+    assert failed == [broken] and len(ran) == runs and ran[-1] == "summary"
+    assert ("step-135m" in left_out) == (broken == "build")
+
+
+# ---- a child's end
+
+
+ASKED = """
+import time
+print("began", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("saved", flush=True)
+"""
+DEAF = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('began', flush=True); time.sleep(60)"
+
+
+def test_a_child_is_asked_before_it_is_killed(monkeypatch):
+    start = time.monotonic()
+    assert child([sys.executable, "-c", ASKED], "cpu", 2) == (None, "began\nsaved\n")
+    monkeypatch.setattr(campaign, "GRACE", 1.0)
+    assert child([sys.executable, "-c", DEAF], "cpu", 2) == (None, "began\n")
+    assert time.monotonic() - start < 20
+
+
+KILLED = """
+import sys
+from benchmarks.gpu import campaign
+sleeps = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w'), flush=True); time.sleep(60)"
+campaign.child([sys.executable, "-c", sleeps, sys.argv[1]], "cpu", 60)
+"""
+
+
+def test_nothing_goes_on_where_a_stage_was_killed(tmp_path):
+    """Its children are in groups of their own, so that no signal to its group reaches them."""
+    note = tmp_path / "pid"
+    made = subprocess.Popen([sys.executable, "-c", KILLED, str(note)], cwd=ROOT)
+    until(lambda: note.exists() and note.read_text().strip())
+    made.kill()
+    made.wait()
+    until(lambda: not running(int(note.read_text())))
+
+
+def until(holds) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_build_that_is_stopped_has_failed(tmp_path, monkeypatch):
+    """And it makes the Python module and what that needs, no library for C programs."""
+    assert (made := build_commands(tmp_path, tmp_path))["build"][3:5] == ["--target", "_C"] and "-DDYNADAPT_STATIC=OFF" in made["configure"]
+    monkeypatch.setattr(machine, "child", lambda *_, **__: (None, "[3/99] Building"))
+    monkeypatch.setattr(machine, "link_kernels", lambda tree: None)
+    monkeypatch.setattr(Campaign, "tiny", False)
+    record = Record(tmp_path / "build.json", "build", "cpu")
+    with pytest.raises(RuntimeError, match="build: configure was stopped at its time limit:\n.*Building"):
+        machine.build(Campaign(tmp_path, "cpu"), record)
+    machine.compile(Campaign(tmp_path, "cpu"), record)
+    assert record.data["exit_status"] == "stopped" and "Building" in record.data["said"] and record.data["status"] == "out of time"
+
+
+# ---- choices, from call to call
+
+
+def entry(form="fused", **change):
+    return {"op": "linear_forward", "rows": 512, "k": 576, "o": 960, "rank": 16, "form": form, **change} | {
+        "fused_ms": 1.0,
+        "split_ms": 2.0,
+        "cublas_only_ms": None,
+    }
+
+
+def test_choices_of_an_earlier_call_are_taken_up(tmp_path):
+    """From the table among the records, and from the rows of a stage, into the file that a fresh machine has without them."""
+    table, folder = tmp_path / "choices.json", tmp_path / "out"
+    folder.mkdir()
+    table.write_text(json.dumps({"another": [entry()], CARD: [entry("split")]}))
+    assert not choice_table.take_up(folder, table)
+    choice_table.add(folder / choice_table.KEPT, folder / choice_table.KEPT, CARD, entry())
+    rows = [{"model": "m", "gpu": CARD, **entry(rows=4096)}, {"gpu": CARD, "op": "linear_forward", "skipped": "no"}]
+    (folder / "choices-135m.json").write_text(json.dumps({"stage": "choices-135m", "rows": rows}))
+    assert choice_table.take_up(folder, table) and not choice_table.take_up(folder, table)
+    assert json.loads(table.read_text()) == {CARD: [entry(), entry(rows=4096)], "another": [entry()]}
+    layers = {(576, 960, 16)}
+    digests = [choice_table.digest(table, gpu, layers) for gpu in (CARD, "another", "a third")]
+    assert len(set(digests)) == 3 and digests[2] == "none"
+    assert choice_table.digest(table, CARD, {(1, 2, 3)}) == "none"
+
+
+def test_the_campaign_begins_with_the_choices_of_its_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_campaign, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_campaign, "run", lambda args, folder: ([], []))
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "choices.json").write_text("{}\n")
+    choice_table.add(tmp_path / choice_table.KEPT, tmp_path / choice_table.KEPT, CARD, entry())
+    assert gpu_campaign.main(["step-135m", f"--out={tmp_path}"]) == 0
+    assert json.loads((tmp_path / "kernels" / "choices.json").read_text()) == {CARD: [entry()]}
+
+
+def test_rows_of_other_choices_or_another_card_are_put_aside(tmp_path, monkeypatch):
+    """Peers choose nothing, and their rows stay; what was measured is not lost."""
+    measured = []
+    worker = lambda c, folder, o: measured.append(o["provider"]) or {"nll": [1.0], "median_ms": 3.0}  # noqa: E731
+    monkeypatch.setattr(step, "_worker", worker)
+    monkeypatch.setattr(step, "NEEDS", {})
+
+    def rows():
+        record = Record(tmp_path / "step-135m.json", "step-135m", "cpu", resume=True)
+        measured.clear()
+        step.run(Campaign(tmp_path, "cpu"), record, "tiny")
+        return record.data
+
+    first = rows()
+    assert {(row["gpu"], row["choices"]) for row in first["rows"]} == {("dry run", "none")} and measured[0] == "truth"
+    assert rows()["rows"] == first["rows"] and measured == []
+    k, o, rank = sorted(ops.layers("tiny"))[0]
+    choice_table.add(tmp_path / choice_table.KEPT, tmp_path / choice_table.KEPT, "dry run", entry(k=k, o=o, rank=rank))
+    second = rows()
+    assert measured == ["dynadapt", "dynadapt-float8"] and len(second["aside"]) == 2
+    assert {row["choices"] for row in second["rows"] if row["provider"].startswith("dynadapt")} != {"none"}
+    for row in second["rows"]:
+        row["gpu"] = "another"
+    (tmp_path / "step-135m.json").write_text(json.dumps(second))
+    assert len(rows()["aside"]) == 2 + len(first["rows"]) and len(measured) == len(first["rows"])
+
+
+# ---- the step's stages
+
+
+def test_a_cut_leaves_whole_comparisons(tmp_path, monkeypatch):
+    """dynadapt and its peers, shape by shape; a truth just before the first that needs it, and kept for the next call."""
+    shapes = [(1, 512), (8, 512), (8, 2048)]
+    monkeypatch.setattr(step, "shapes", lambda tiny: shapes)
+    monkeypatch.setattr(step, "NEEDS", {})
+    monkeypatch.setattr(step, "_rates", lambda *_: {})
+    ran, left = [], [7.0]
+
+    def worker(c, folder, o):
+        ran.append((o["provider"], o["streams"], o["segment"]))
+        left[0] -= 1
+        return {"nll": [1.0], "median_ms": 3.0}
+
+    monkeypatch.setattr(step, "_worker", worker)
+    monkeypatch.setattr(Campaign, "left", property(lambda self: 1e9 if left[0] > 0 else 0.0))
+
+    def call():
+        record = Record(tmp_path / "step-135m.json", "step-135m", "cpu", resume=True)
+        ran.clear()
+        step.run(Campaign(tmp_path, "cpu"), record, "tiny")
+        return record.data["status"]
+
+    assert call() == "out of time"
+    providers = ("dynadapt", *step.PEERS)
+    assert ran == [("truth", 1, 512), *((p, 1, 512) for p in providers), ("dynadapt", 8, 512), (providers[1], 8, 512)]
+    left[0] = 100
+    call()
+    assert ran[:3] == [(providers[2], 8, 512), (providers[3], 8, 512), ("truth", 1, 2048)]
+    assert ran[-3:] == [("dynadapt-float8", *shape) for shape in shapes]
+    assert step.order(shapes, (), True)[-3:] == [(step.DEPENDENT, *shape) for shape in shapes]
+
+
+def test_a_segment_without_a_truth_is_named_and_costs_one_try(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(step, "_worker", lambda c, folder, o: ran.append(o["provider"]) or {"failed": "OutOfMemoryError: 32 GiB"})
+    record = Record(tmp_path / "step-135m.json", "step-135m", "cpu")
+    step.run(Campaign(tmp_path, "cpu"), record, "tiny")
+    assert ran == ["truth"] and "OutOfMemoryError" in record.data["status"]
+
+
+# ---- a graph on either side
+
+
+def test_a_backward_is_captured_on_the_stream_of_its_forward(monkeypatch):
+    """Autograd runs it there, whatever the stream of the call, and a capture on another stream fails."""
+    where = {"stream": "default", "captured": None}
+    stream = SimpleNamespace(wait_stream=lambda other: None, name="side")
+
+    @contextmanager
+    def inside(**change):
+        before = dict(where)
+        where.update(change)
+        yield
+        where.update(before)
+
+    pretended = {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "synchronize": lambda: None,
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+        "stream": lambda s: inside(stream=s.name),
+        "graph": lambda graph, stream=None: inside(**dict.fromkeys(where, stream.name if stream else "the capture's own")),
+    }
+    for name, function in pretended.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+
+    def make():
+        forward = where["stream"]
+
+        def call():
+            if where["captured"] not in (None, forward):
+                raise RuntimeError("operation not permitted when stream is capturing")
+
+        return call
+
+    assert timing.capture(make)[1]
+    outside = make()
+    assert timing.capture(lambda: outside) == (outside, False)
+
+
+def test_a_time_without_a_graph_is_not_held_against_one_with():
+    ours, theirs = {"median_ms": 1.0, "graph": True}, {"median_ms": 2.0, "graph": False}
+    assert timing.comparable(ours, ours) is ours and timing.comparable({"median_ms": 2.0}, {"median_ms": 1.0}) == {"median_ms": 2.0}
+    rows, record = [], SimpleNamespace(add=lambda **row: rows.append(row))
+    times = iter([ours, theirs])
+    timer = lambda call: next(times)  # noqa: E731
+    timer_of = type("Timer", (), {"__call__": lambda self, call: timer(call), "made": lambda self, make: timer(make)})()
+    case = SimpleNamespace(bytes=1e6, flops=1e6, label="score and gradient", peers={"eager": lambda: None})
+    base = {"op": "cross_entropy", "model": "m", "streams": 8, "segment": 512}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "agrees", lambda *_: 0.0)
+        patch.setattr(ops, "materialise", lambda case: ())
+        ops._time(record, timer_of, {"gb_per_s": 1e3, "tflops": 1e2}, base, case, 0.0, None, True)
+    peer = rows[0]["peers"]["eager"]
+    assert "median_ms" not in peer and peer["not_comparable_ms"] == 2.0 and "timed without one, ours from a graph" in peer["skipped"]
+    assert "not comparable" in ops_table(rows)
+    assert goals({"ops-head": {"device": "cuda", "status": "complete", "rows": rows}})["head"][0] == "open"
