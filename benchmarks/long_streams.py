@@ -293,11 +293,16 @@ def draw(results: dict, path: Path) -> None:
     from dynadapt.experiments.plot import STYLE
 
     rows = results["verdicts"]["growth"]
-    width = max(8.0, 2.6 * len(rows) + 0.6)
+    columns = min(len(rows), 3)
+    lines = -(-len(rows) // columns)
+    width = max(8.0, 3.2 * columns + 0.6)
     titles = {arm.name: arm.title for arm in ARMS}
     with pyplot.rc_context({**STYLE, "font.size": 9}):
-        figure, axes = pyplot.subplots(1, len(rows), figsize=(width, 3.8), sharey=True, layout="constrained", dpi=100, squeeze=False)
-        for axis, row in zip(axes[0], rows):
+        size = (width, 2.7 * lines + 1.1)
+        figure, axes = pyplot.subplots(lines, columns, figsize=size, sharey=True, layout="constrained", dpi=100, squeeze=False)
+        for axis in axes.ravel()[len(rows) :]:
+            axis.set_visible(False)
+        for axis, row in zip(axes.ravel(), rows):
             blocks = np.array(list(row["gain_by_block"].values()))
             x = (np.arange(blocks.shape[1]) + 1) * BLOCK
             for text, line in zip(row["gain_by_block"], blocks):
@@ -307,7 +312,7 @@ def draw(results: dict, path: Path) -> None:
             axis.set(title=titles[row["online"]], xlabel="tokens read")
             axis.xaxis.set_major_locator(ticker.MultipleLocator(16384 if x[-1] <= 65536 else 32768))
             axis.xaxis.set_major_formatter(lambda v, _: f"{v / 1024:.0f}k")
-        axes[0][0].set_ylabel(f"gain over no learning\n(nats per token, blocks of {BLOCK:,})")
+        figure.supylabel(f"gain over no learning (nats per token, blocks of {BLOCK:,})", fontsize=9)
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=int(width / 2), frameon=False)
         figure.savefig(path)
 
