@@ -171,15 +171,16 @@ def cell(folder: Path, config, model, checkpoint: int = 8) -> dict:
 
 
 def judged(values: list[float], margin: float = 0.0, below: bool = True) -> dict:
-    """The mean of paired differences [texts], its interval (None of one text), and the verdict: `below` (or above) `margin` is what the claim says.
-    "seen_with_80%": how far from the margin a true difference has to lie to be called with that probability."""
+    """The mean of paired differences [texts], its interval (None of one text), and the verdict: `below` (or above) `margin` is what the claim says, and of
+    fewer than six texts nothing is decided. "seen_with_80%": how far from the margin a true difference has to lie to be called with that probability; "p": of a
+    difference of `margin`."""
     found = paired(values)
     n, (low, high) = len(values), found["interval"] or (None, None)
     error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
     under, over = n >= 6 and high < margin, n >= 6 and low > margin
     verdict = OPEN if not (under or over) else CONFIRMED if under == below else REFUTED
     return {
-        "mean": found["mean"], "low": low, "high": high, "texts": n, "p": found["p"], "verdict": verdict,
+        "mean": found["mean"], "low": low, "high": high, "texts": n, "p": paired([v - margin for v in values])["p"], "verdict": verdict,
         "seen_with_80%": seen(error, n - 1, 0.05) if n > 1 else None, "by_text": values,
     }  # fmt: skip
 

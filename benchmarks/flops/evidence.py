@@ -53,7 +53,13 @@ def read_scored(run: Path, summary: dict) -> Scored:
 
 def masked_per_token(config, tokens: int, settings: dict) -> float:
     """What causal attention throws away of a run's FLOPs per scored token: `tokens` of them on one stream, `settings` as EvalConfig has them. Memory is
-    in front of every query and loses nothing; the context of overlapping windows is run with the segment behind it."""
+    in front of every query and loses nothing; the context of overlapping windows is run with the segment behind it.
+
+    Raises:
+        ValueError: memory beside a sliding window, which loses some, and how much is not counted here.
+    """
+    if settings.get("memory") and any(config.window(layer) is not None for layer in config.attention_layers):
+        raise ValueError(f"memory {settings['memory']} beside sliding windows: expected a model without, or no memory")
     segment, every = settings["segment"], 1 if settings.get("accumulate") else settings.get("every", 1)
     total = 0
     for i, start in enumerate(range(0, tokens, segment)):

@@ -20,7 +20,8 @@ def markdown(results: dict, pictures: str) -> str:
         f"{s['model']}, {s['dtype']}, the first {s['tokens'] - 1:,} scored tokens of held-out text of each domain "
         f"({', '.join(s['texts'])}; one stream, no reset). Every run scores the same tokens; a difference is in nats per token. By text its 95% interval is "
         "Student's over blocks of 256 tokens, says nothing of other texts, and judges nothing; the verdicts are those over texts: the mean, Student's 95% interval "
-        'over texts, and under "seen with 80%" how far from its limit a true difference has to lie to be called with a probability of 80%. Learning rates are the '
+        'over texts, and under "seen with 80%" how far from its limit a true difference has to lie to be confirmed with a probability of 80%. To refute its claim, a comparison has to lie '
+        "beyond its limit at 5% divided by the number of the claim's comparisons; the interval shown is the undivided one. Learning rates are the "
         "defaults of docs/defaults.md (measured for rank 16, 10% of rows and full). FLOPs are the ledger's without what causal attention masks. "
         "`benchmarks/flops/claims.py` has the rules, and says what was known when they were fixed.",
         "",
