@@ -59,6 +59,7 @@ def test_help_names_every_option_and_default(capsys):
             "layers",
             "lr",
             "split",
+            "accumulate",
             "recompute",
             *ADDED,
             "learn_from",
