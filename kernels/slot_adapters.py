@@ -189,7 +189,7 @@ def dynadapt_slot_gradient(
             c0 = pid // A_TILES * BC
             value = tile_times_left((dU, dU_stride), (x, x_stride), tokens, (r0, width), (c0, K), BR, BC, BT, CHUNK)
             c = c0 + tl.arange(0, BC)[:, None]
-            put(dA + tl.load(row), c, c < K, (r0, width, K), value, ACCUMULATE)
+            put(dA + tl.load(row), c, c < K, (r0, width, K), value, 1.0, ACCUMULATE)
     else:
         r0 = (pid - PROGRAMS_A) % B_TILES * BR
         part, start, size, column = locate((pid - PROGRAMS_A) // B_TILES, C0, C1, C2, BC)
@@ -206,7 +206,8 @@ def dynadapt_slot_gradient(
                 c_b,
                 c_b < start + size,
                 (r0, largest, C0 + C1 + C2),
-                value_b * tl.load(scales + slot * PARTS + part),
+                value_b,
+                tl.load(scales + slot * PARTS + part),
                 ACCUMULATE,
             )
 
