@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -99,13 +101,14 @@ def block_sizes(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int)
     walked over comes in 64s, in 32s where accumulators have 128 columns; it does not depend on ``large``, so that a stream's
     results do not depend on how many others there are. float32 has no tensor cores here and keeps whole rows in registers.
     Heads of more than 128 have two accumulators each that wide in backward, over 8 warps with 16 rows walked at a time.
-    On sm_80 (``arch`` 80) a product's operands are registers too, so its blocks are smaller, those of dq most.
+    On sm_80 (``arch`` 80) a product's operands are registers too, so its blocks are smaller, those of dq most; and forward walks over heads of
+    more than 128 as backward does, because sm_86, sm_89 and sm_120, which have its kernels, have 99 KiB of shared memory.
     """
     narrow = d <= 64
     own, walked = (128 if large and arch != 80 else 64), (64 if narrow else 32)
     if arch == 80 and kernel == "dq":
         own, walked = (64 if narrow else 32), 32
-    wide = d > 128 and kernel != "forward" and dtype != torch.float32
+    wide = d > 128 and (kernel != "forward" or arch == 80) and dtype != torch.float32
     if wide:
         own, walked = 64, 16
     if dtype == torch.float32:
@@ -159,4 +162,7 @@ def variants(kernel: str, function) -> list[Variant]:
     """Those of one kernel over shapes and architectures, with and without what may be absent."""
     found = [variant_of(kernel, function, *shape, arch) for shapes, arch in ((_HOPPER, 90), (_LARGE, 100), (SMALL, 80)) for shape in shapes]
     found += [variant_of(kernel, function, *SMALL[0], 90, absent=absent) for absent in (_MEMORY, _MEMORY + _ROTATION)]
-    return found + [variant_of(kernel, function, *_GEMMA, 90, absent=absent) for absent in (("softcap",), ())]
+    for absent in (("softcap",), ()):
+        found.append(variant_of(kernel, function, *_GEMMA, 90, absent=absent))
+        found.append(replace(variant_of(kernel, function, *_GEMMA, 80, absent=absent), spills=32 if kernel == "dq" else 0))
+    return found

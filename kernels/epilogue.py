@@ -64,20 +64,20 @@ def apply_update(
         mask = live0 & (index1 < end1)
         write = mask & (tl.abs(g) < float("inf"))  # false for NaN too
         value = tl.load(master + offset, mask=write, other=0.0)
+        # Products are added in one rounding, written out: left to the compiler, that would depend on the kernel around these lines.
         if DECAY:
             rate = decay
             if RATE:
                 rate = decay * tl.load(prior_rate + offset, mask=write, other=0.0)
-            value += rate * (tl.load(prior + offset, mask=write, other=0.0) - value)
+            value = tl.fma(rate, tl.load(prior + offset, mask=write, other=0.0) - value, value)
         if RMS:
             value -= lr * g / (tl.load(stat + offset, mask=write, other=1.0) + eps)
         elif MOMENTUM:
-            # Written out, because g may be a product itself, of which another kernel would contract the other one.
             m = tl.fma(momentum, tl.load(first + offset, mask=write, other=0.0), g)
             tl.store(first + offset, m, mask=write)
-            value -= lr * m
+            value = tl.fma(-lr, m, value)
         else:
-            value -= lr * g
+            value = tl.fma(-lr, g, value)
         tl.store(master + offset, value, mask=write)
         if WORKING:
             tl.store(working + work0 + index1 * stride1, value.to(working.dtype.element_ty), mask=write)

@@ -49,30 +49,33 @@ def tile_of_b(
     BT: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """The same of the stream's dBt [R, O], rows ``width`` apart; no tile spans two parts."""
+    """The same of the stream's dBt [R, O], rows ``width`` apart, and at the end the scale that the gradient is still to be multiplied by; no
+    tile spans two parts."""
     O0, O1, O2 = sizes
     BLOCKS: tl.constexpr = (R + BR - 1) // BR
     r0 = pid % BLOCKS * BR
     part, start, size, c0 = locate(pid // BLOCKS, O0, O1, O2, BC)
     c0, c_end = start + c0, start + size
     if EQUAL:
-        gradient = scales[0] * tile_times_left(u, dy, tokens, (part * R + r0, part * R + R), (c0, c_end), BR, BC, BT, CHUNK)
+        total, scale = tile_times_left(u, dy, tokens, (part * R + r0, part * R + R), (c0, c_end), BR, BC, BT, CHUNK), scales[0]
     else:
         row, rank = part_columns(part, R0, R1, R2)
-        times = tile_times_left(u, dy, tokens, (row + r0, row + rank), (c0, c_end), BR, BC, BT, CHUNK)
-        gradient = scale_of(part, scales) * times
+        total = tile_times_left(u, dy, tokens, (row + r0, row + rank), (c0, c_end), BR, BC, BT, CHUNK)
+        scale = scale_of(part, scales)
     c = c0 + tl.arange(0, BC)[:, None]
-    return gradient, c, c < c_end, (r0, R, width)
+    return total, c, c < c_end, (r0, R, width), scale
 
 
 @triton.jit
-def scaled(total, offset, scales, sizes, EQUAL: tl.constexpr):
-    """Sums at ``offset`` of a dBt [R, O], times the scales of their parts."""
-    if EQUAL:
-        return total * scales[0]
+def scales_at(offset, scales, sizes, EQUAL: tl.constexpr):
+    """The scales of the parts that ``offset`` of a dBt [R, O] is in."""
     O0, O1, O2 = sizes
-    column = offset % (O0 + O1 + O2)
-    return total * scale_of((column >= O0).to(tl.int32) + (column >= O0 + O1).to(tl.int32), scales)
+    if EQUAL:
+        found = scales[0]
+    else:
+        column = offset % (O0 + O1 + O2)
+        found = scale_of((column >= O0).to(tl.int32) + (column >= O0 + O1).to(tl.int32), scales)
+    return found
 
 
 @triton.jit

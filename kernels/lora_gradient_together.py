@@ -163,10 +163,10 @@ def dynadapt_lora_gradient_together(
     out_row = tl.where(of_a, K, of_four(i, (b_row0, b_row1, b_row2, b_row3)))
     scale = tl.where(of_a, 1.0, of_four(i, (scale0, scale1, scale2, scale3)))
     tokens = (s.to(tl.int64) * T, T, 0, chunks)
-    value = scale * tile_times_left((left, left_stride), (tile, tile_stride), tokens, (r0, r_end), (c0, c_end), BR, BC, BT, CHUNK)
+    total = tile_times_left((left, left_stride), (tile, tile_stride), tokens, (r0, r_end), (c0, c_end), BR, BC, BT, CHUNK)
     out += tl.load(slots + s).to(tl.int64) * out_stride
     columns = c0 + tl.arange(0, BC)[:, None]
-    put(out, columns, columns < c_end, (r0 - r_first, r_end - r_first, out_row), value, ACCUMULATE)
+    put(out, columns, columns < c_end, (r0 - r_first, r_end - r_first, out_row), total, scale, ACCUMULATE)
 
 
 def constants(dtype: torch.dtype, rank: int) -> tuple[dict, dict]:

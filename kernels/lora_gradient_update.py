@@ -13,7 +13,7 @@ from . import epilogue
 from .common import Variant, launch, variant, wait_for_previous
 from .epilogue import apply_update, report
 from .lora_gradient_plan import LENGTHS, MAX_PARTS, SUM_BLOCK, TYPES, by_threes, checked_plan, chunk_buffer, cut, family, plan
-from .lora_gradient_tiles import placed, scaled, sum_of_chunks, tile_of_a, tile_of_b
+from .lora_gradient_tiles import placed, scales_at, sum_of_chunks, tile_of_a, tile_of_b
 from .lora_gradient_walk import launch_gradient
 
 
@@ -103,7 +103,7 @@ def dynadapt_lora_gradient_update(
             bad = apply_update(g, (columns, columns, live), rows, a, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         else:
             scales = (scale0, scale1, scale2)
-            g_b, columns_b, live_b, rows_b = tile_of_b(
+            total, columns_b, live_b, rows_b, scale = tile_of_b(
                 pid - PROGRAMS_A,
                 (dy, dy_stride),
                 (u, u_stride),
@@ -121,7 +121,8 @@ def dynadapt_lora_gradient_update(
                 BT,
                 CHUNK,
             )
-            bad = apply_update(g_b, (columns_b, columns_b, live_b), rows_b, b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
+            at = (columns_b, columns_b, live_b)
+            bad = apply_update(scale * total, at, rows_b, b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         report(counters, skipped, s, bad)
 
 
@@ -194,7 +195,7 @@ def dynadapt_lora_gradient_update_sum(
             at = placed(offset, (O0, O1, O2), b_row)
             rows = (at, at, offset < size_b)
             g = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
-            g = scaled(g, offset, (scale0, scale1, scale2), (O0, O1, O2), EQUAL)
+            g *= scales_at(offset, (scale0, scale1, scale2), (O0, O1, O2), EQUAL)
             bad = apply_update(g, rows, (0, 1, 0), b, rate, hyper, RMS, MOMENTUM, DECAY, RATE, WORKING, ELEMENTS)
         report(counters, skipped, s, bad)
 

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .common import Variant, launch, variant, wait_for_previous
 from .lora_gradient_plan import LENGTHS, SHAPES, SUM_BLOCK, TYPES, Plan, plan
-from .lora_gradient_tiles import placed, scaled, sum_of_chunks, tile_of_a, tile_of_b
+from .lora_gradient_tiles import placed, scales_at, sum_of_chunks, tile_of_a, tile_of_b
 from .token_sums import put
 
 
@@ -72,12 +72,12 @@ def dynadapt_lora_gradient(
     tokens = (s.to(tl.int64) * T, T, first, last)
     if pid < PROGRAMS_A:
         value, columns, live, rows = tile_of_a(pid, (x, x_stride), (dU, dU_stride), tokens, K, W, BRA, BC, BT, CHUNK)
-        put(a, columns, live, rows, value, ACCUMULATE)
+        put(a, columns, live, rows, value, 1.0, ACCUMULATE)
     else:  # other names: the two tiles may differ in shape
-        value_b, columns_b, live_b, rows_b = tile_of_b(
+        value_b, columns_b, live_b, rows_b, scale = tile_of_b(
             pid - PROGRAMS_A, (dy, dy_stride), (u, u_stride), tokens, (O0, O1, O2), width, scales, R, R0, R1, R2, EQUAL, BRB, BC, BT, CHUNK
         )
-        put(b, columns_b, live_b, rows_b, value_b, ACCUMULATE)
+        put(b, columns_b, live_b, rows_b, value_b, scale, ACCUMULATE)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -111,12 +111,12 @@ def dynadapt_lora_gradient_sum(
     if pid < blocks_a:
         offset = pid * BLOCK + tl.arange(0, BLOCK)[:, None]
         value = sum_of_chunks(partial, s, offset, offset < size_a, streams, chunks, size_a + size_b)
-        put(dA + slot * dA_stride, offset, offset < size_a, (0, 1, 0), value, ACCUMULATE)
+        put(dA + slot * dA_stride, offset, offset < size_a, (0, 1, 0), value, 1.0, ACCUMULATE)
     else:
         offset = (pid - blocks_a) * BLOCK + tl.arange(0, BLOCK)[:, None]
         value = sum_of_chunks(partial + size_a, s, offset, offset < size_b, streams, chunks, size_a + size_b)
-        value = scaled(value, offset, (scale0, scale1, scale2), (O0, O1, O2), EQUAL)
-        put(dBt + slot * dBt_stride, placed(offset, (O0, O1, O2), b_row), offset < size_b, (0, 1, 0), value, ACCUMULATE)
+        scale = scales_at(offset, (scale0, scale1, scale2), (O0, O1, O2), EQUAL)
+        put(dBt + slot * dBt_stride, placed(offset, (O0, O1, O2), b_row), offset < size_b, (0, 1, 0), value, scale, ACCUMULATE)
 
 
 def launch_gradient(p: Plan, given: dict, dA, dBt, partial, accumulate: bool) -> None:

@@ -51,7 +51,8 @@ def dynadapt_norm_forward(x, delta, weight, bias, eps, res, y, stat, H: tl.const
         row = rounded.to(tl.float32)
     mean = 0.0
     if LAYER:
-        mean = tl.sum(row, 0) / H
+        # Of a division by a constant the compiler makes a product, and of it and the subtraction below one rounding: another mean than is stored.
+        mean = tl.div_rn(tl.sum(row, 0), 1.0 * H)
     centred = tl.where(inside, row - mean, 0.0)
     rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, 0) / H + eps)
     tl.store(stat + 2 * n, mean)

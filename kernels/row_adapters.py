@@ -157,12 +157,12 @@ def dynadapt_row_spans(slots, spans, rows, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _put(out, columns, live, rows, value, known):
-    """``value`` at rows (first, end, what is between two), added to what is there of rows before ``known``."""
+def _put(out, columns, live, rows, total, scale, known):
+    """scale total at rows (first, end, what is between two), added in one rounding to what is there of rows before ``known``."""
     r0, end, stride = rows
-    r = r0 + tl.arange(0, value.shape[1])[None, :]
+    r = r0 + tl.arange(0, total.shape[1])[None, :]
     at = out + columns + r * stride
-    tl.store(at, value + tl.load(at, mask=live & (r < known), other=0.0), mask=live & (r < end))
+    tl.store(at, tl.fma(scale, total, tl.load(at, mask=live & (r < known), other=0.0)), mask=live & (r < end))
 
 
 @triton.jit(do_not_specialize=["lo", "hi"])
@@ -211,14 +211,14 @@ def dynadapt_row_gradient(
             tokens = (at, end - at, 0, chunks)
             value = tile_times_left((dU, dU_stride), (h, h_stride), tokens, (r0, R), (pid * BC, H), BR, BC, BT, CHUNK)
             c = pid * BC + tl.arange(0, BC)[:, None]
-            _put(dA + slot * dA_stride, c, c < H, (r0, R, H), value, known)
+            _put(dA + slot * dA_stride, c, c < H, (r0, R, H), value, 1.0, known)
         else:
             c0 = (pid - A_TILES) * BC
             left = (u + at.to(tl.int64) * u_stride, u_stride)
             tile = (g + (at - lo).to(tl.int64) * g_stride, g_stride)
             value_b = tile_times_left(left, tile, (0, end - at, 0, chunks), (r0, R), (c0, V), BR, BC, BT, CHUNK)
             c_b = c0 + tl.arange(0, BC)[:, None]
-            _put(dBt + slot * dBt_stride, c_b, c_b < V, (r0, R, V), value_b * scale, known)
+            _put(dBt + slot * dBt_stride, c_b, c_b < V, (r0, R, V), value_b, scale, known)
         at = end
 
 

@@ -12,11 +12,12 @@ not split further where streams are few.
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+
 import triton
 import triton.language as tl
 
-from .common import block, dot, launch, variant, wait_for_previous
+from .common import Variant, block, dot, launch, variant, wait_for_previous
 from .tiles import locate, part_columns, three
 from .token_sums import put, tile_times_left
 
@@ -189,7 +190,7 @@ def dynadapt_slot_gradient(
             c0 = pid // A_TILES * BC
             value = tile_times_left((dU, dU_stride), (x, x_stride), tokens, (r0, width), (c0, K), BR, BC, BT, CHUNK)
             c = c0 + tl.arange(0, BC)[:, None]
-            put(dA + tl.load(row), c, c < K, (r0, width, K), value, ACCUMULATE)
+            put(dA + tl.load(row), c, c < K, (r0, width, K), value, 1.0, ACCUMULATE)
     else:
         r0 = (pid - PROGRAMS_A) % B_TILES * BR
         part, start, size, column = locate((pid - PROGRAMS_A) // B_TILES, C0, C1, C2, BC)
@@ -206,7 +207,8 @@ def dynadapt_slot_gradient(
                 c_b,
                 c_b < start + size,
                 (r0, largest, C0 + C1 + C2),
-                value_b * tl.load(scales + slot * PARTS + part),
+                value_b,
+                tl.load(scales + slot * PARTS + part),
                 ACCUMULATE,
             )
 
@@ -219,23 +221,39 @@ def _columns(sizes) -> dict:
     return dict(zip(("C0", "C1", "C2"), three(sizes)))
 
 
+def _shrink_tiles(itemsize: int, most: int) -> tuple[dict, dict]:
+    """(constants, options) of products with ``most`` rows of an adapter; less deep where these are many, for sm_80's registers."""
+    (BM, BK), BR = SHRINK[itemsize], block(most, RANK_TILE[itemsize])
+    return dict(R_TILES=triton.cdiv(most, BR), BM=BM, BR=BR, BK=BK if BR < 64 else 64), dict(num_warps=WARPS, num_stages=3)
+
+
+def _expand_tiles(itemsize: int, most: int) -> tuple[dict, dict]:
+    BM, BN = EXPAND[itemsize]
+    return dict(BM=BM, BN=BN, BR=block(most, RANK_TILE[itemsize])), dict(num_warps=WARPS, num_stages=2)
+
+
+def _gradient_tiles(itemsize: int, width: int, rank: int) -> tuple[dict, dict]:
+    """Of the widest dA [width, K] and dBt [rank, O]. Sums of 128 rows are in the registers of 8 warps, of which 4 have too few."""
+    wide = itemsize == 2
+    BR = block(width, 128 if wide else 32)
+    tiles = dict(A_TILES=triton.cdiv(width, BR), B_TILES=triton.cdiv(rank, BR), BR=BR, BC=64, BT=64 if wide else 16, CHUNK=CHUNK)
+    return tiles, dict(num_warps=8 if BR >= 128 else WARPS, num_stages=3 if wide else 2)
+
+
 def _shrink(x, m, slots, own, sizes, out, whole: bool) -> None:
-    (BM, BK), (N, streams) = SHRINK[x.element_size()], (x.shape[0], len(slots))
-    most = own.width if whole else own.rank
-    BR = block(most, RANK_TILE[x.element_size()])
-    grid = (streams * triton.cdiv(N // streams, BM), len(sizes) * triton.cdiv(most, BR))
+    N, streams = x.shape[0], len(slots)
+    tiles, options = _shrink_tiles(x.element_size(), own.width if whole else own.rank)
+    grid = (streams * triton.cdiv(N // streams, tiles["BM"]), len(sizes) * tiles["R_TILES"])
     given = _given(own, slots, N, x=x, m=m, out=out, x_stride=x.stride(0), out_stride=out.stride(0), M_WIDTH=sum(sizes))
-    constexprs = dict(PARTS=own.parts, WHOLE=whole, R_TILES=triton.cdiv(most, BR), BM=BM, BR=BR, BK=BK, **_columns(sizes))
-    launch(dynadapt_slot_shrink, grid, given, **constexprs, num_warps=WARPS, num_stages=3)
+    launch(dynadapt_slot_shrink, grid, given, PARTS=own.parts, WHOLE=whole, **tiles, **_columns(sizes), **options)
 
 
 def _expand(u, m, slots, own, bias, sizes, y, onto: bool, whole: bool) -> None:
-    (BM, BN), (N, streams) = EXPAND[y.element_size()], (y.shape[0], len(slots))
-    grid = (streams * triton.cdiv(N // streams, BM), sum(triton.cdiv(size, BN) for size in sizes))
+    N, streams = y.shape[0], len(slots)
+    tiles, options = _expand_tiles(y.element_size(), own.width if whole else own.rank)
+    grid = (streams * triton.cdiv(N // streams, tiles["BM"]), sum(triton.cdiv(size, tiles["BN"]) for size in sizes))
     given = _given(own, slots, N, u=u, m=m, bias=bias, y=y, u_stride=u.stride(0), y_stride=y.stride(0), M_WIDTH=sum(sizes))
-    BR = block(own.width if whole else own.rank, RANK_TILE[y.element_size()])
-    constexprs = dict(PARTS=own.parts, WHOLE=whole, BM=BM, BN=BN, BR=BR, ONTO=onto, **_columns(sizes))
-    launch(dynadapt_slot_expand, grid, given, **constexprs, num_warps=WARPS, num_stages=2)
+    launch(dynadapt_slot_expand, grid, given, PARTS=own.parts, WHOLE=whole, ONTO=onto, **tiles, **_columns(sizes), **options)
 
 
 def forward(x, A, Bt, slots, own, bias, sizes, u, y, onto: bool = False) -> None:
@@ -254,16 +272,15 @@ def backward(dy, A, Bt, slots, own, sizes, dU, dx, onto: bool = False) -> None:
 def gradient(dy, x, u, dU, sizes, own, slots, dA, dBt, accumulate: bool) -> None:
     """dA = dU^T x and dBt_p = scale u_p^T dy_p of ``slots``, in flat buffers."""
     check("lora_gradient", own, dy.shape[0], x.shape[1], sizes, slots, dict(dA=dA, dBt=dBt), dict(u=u, dU=dU))
-    (N, streams), wide = (dy.shape[0], len(slots)), dy.dtype == torch.bfloat16
-    BR, BC = block(own.width, 128 if wide else 32), 64
-    a_tiles, b_tiles = triton.cdiv(own.width, BR), triton.cdiv(own.rank, BR)
-    programs = a_tiles * triton.cdiv(x.shape[1], BC) + b_tiles * sum(triton.cdiv(size, BC) for size in sizes)
+    N, streams = dy.shape[0], len(slots)
+    tiles, options = _gradient_tiles(dy.element_size(), own.width, own.rank)
+    columns = [triton.cdiv(size, tiles["BC"]) for size in (x.shape[1], *sizes)]
+    programs = tiles["A_TILES"] * columns[0] + tiles["B_TILES"] * sum(columns[1:])
     strides = dict(dy_stride=dy.stride(0), x_stride=x.stride(0), u_stride=u.stride(0), dU_stride=dU.stride(0))
     chunks = max(1, triton.cdiv(N // streams, CHUNK))
     given = _given(own, slots, N, dy=dy, x=x, u=u, dU=dU, dA=dA, dBt=dBt, chunks=chunks, **strides)
-    tiles = dict(A_TILES=a_tiles, B_TILES=b_tiles, BR=BR, BC=BC, BT=64 if wide else 16, CHUNK=CHUNK)
     constexprs = dict(PARTS=own.parts, K=x.shape[1], ACCUMULATE=accumulate, **tiles, **_columns(sizes))
-    launch(dynadapt_slot_gradient, (programs, streams), given, **constexprs, num_warps=WARPS, num_stages=3 if wide else 2)
+    launch(dynadapt_slot_gradient, (programs, streams), given, **constexprs, **options)
 
 
 def check(op: str, own, rows: int, k: int, sizes, slots, flat: dict, low: dict) -> None:
@@ -293,23 +310,25 @@ def _ends(own, k: int, o: int):
 
 _TYPES = dict.fromkeys(("x", "u", "m", "y", "dy", "dU"), "*bf16") | {"table": "*i64", "scales": "*fp32", "slots": "*i32"}
 _TYPES |= {"out": "*bf16", "dA": "*fp32", "dBt": "*fp32"}
-_QKV = _columns((2048, 512, 512)) | dict(PARTS=3, WHOLE=False)
+_QKV = _columns((2048, 512, 512)) | dict(PARTS=3)
 _LOOSE = ("m", "dA", "dBt", "u_stride", "out_stride", "dU_stride")  # adapters begin where they begin
 
 
-def _variant(name: str, kernel, constexprs: dict, dtype: str = "bf16"):
-    return variant(f"{name} {dtype}", kernel, _TYPES, constexprs, loose=_LOOSE, dtype=dtype, tensor_core=dtype == "bf16", num_stages=2)
+def _variants():
+    for dtype, itemsize in (("bf16", 2), ("fp32", 4)):
+        core = dict(loose=_LOOSE, dtype=dtype, tensor_core=dtype == "bf16")
+        for rank in (16, 64):
+            name, parts = f"qkv r{rank} {dtype}", _QKV | dict(WHOLE=False)
+            tiles, options = _shrink_tiles(itemsize, rank)
+            yield variant(f"shrink {name}", dynadapt_slot_shrink, _TYPES, parts | tiles, **options, **core)
+            tiles, options = _expand_tiles(itemsize, rank)
+            onto = dict(bias=None, ONTO=dtype == "fp32")
+            yield variant(f"expand {name}", dynadapt_slot_expand, _TYPES, parts | onto | tiles, **options, **core)
+            tiles, options = _gradient_tiles(itemsize, 3 * rank, rank)
+            yield variant(
+                f"gradient {name}", dynadapt_slot_gradient, _TYPES, _QKV | dict(K=2048, ACCUMULATE=False) | tiles, **options, **core
+            )
 
 
-VARIANTS = [
-    _variant("shrink qkv", dynadapt_slot_shrink, _QKV | dict(R_TILES=1, BM=64, BR=16, BK=128)),
-    _variant("shrink qkv", dynadapt_slot_shrink, _QKV | dict(R_TILES=4, BM=32, BR=16, BK=32), "fp32"),
-    _variant("expand qkv", dynadapt_slot_expand, _QKV | dict(BM=64, BN=128, BR=16, ONTO=False, bias=None)),
-    _variant("expand qkv", dynadapt_slot_expand, _QKV | dict(BM=32, BN=64, BR=16, ONTO=True, bias=None), "fp32"),
-    _variant(
-        "gradient qkv",
-        dynadapt_slot_gradient,
-        {name: value for name, value in _QKV.items() if name != "WHOLE"}
-        | dict(K=2048, A_TILES=1, B_TILES=1, BR=64, BC=64, BT=64, CHUNK=CHUNK, ACCUMULATE=False),
-    ),
-]
+# Tiles are chosen for sm_90; sm_80 spills eleven registers in one of them.
+VARIANTS: list[Variant] = [replace(v, **target) for target in (dict(archs=(90, 100)), dict(archs=(80,), spills=48)) for v in _variants()]

@@ -35,10 +35,13 @@ def tile_times_left(left, tile, tokens, rows, columns, BR: tl.constexpr, BC: tl.
 
 
 @triton.jit
-def put(out, columns, live, rows, value, ACCUMULATE: tl.constexpr):
+def put(out, columns, live, rows, total, scale, ACCUMULATE: tl.constexpr):
+    """scale total, added to what is there in one rounding: left to the compiler, that would depend on the kernel around it."""
     r0, end, stride = rows
-    r = r0 + tl.arange(0, value.shape[1])[None, :]
+    r = r0 + tl.arange(0, total.shape[1])[None, :]
     offset, mask = columns + r * stride, live & (r < end)
     if ACCUMULATE:
-        value += tl.load(out + offset, mask=mask, other=0.0)
+        value = tl.fma(scale, total, tl.load(out + offset, mask=mask, other=0.0))
+    else:
+        value = scale * total
     tl.store(out + offset, value, mask=mask)

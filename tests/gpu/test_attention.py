@@ -46,7 +46,7 @@ def test_against_reference(case):
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="float32 values do not fit a GPU in these blocks")
 @pytest.mark.parametrize("large,arch", [(False, 90), (True, 90), (False, 80)])
-@each(OPS, [(2, 150, 70, 2, 1, 20, True)], [torch.float32])
+@each(OPS, [(2, 150, 70, 2, 1, 20, True), (1, 40, 20, 1, 1, 130, True)], [torch.float32])
 def test_blocks_of_bfloat16(case, large, arch, monkeypatch):
     """The larger blocks that bfloat16 gets, on float32 values."""
     blocks = kernels.block_sizes

@@ -225,12 +225,12 @@ def test_tokens_of_the_device_are_taken_in_one_launch(options, monkeypatch):
         patch.setattr(interpreter.GridExecutor, "__call__", lambda executor, *_, **__: launched.append(executor.fn.__name__))
         e.step(text(2, seed=1), [T, 2])
         (rec,) = e.static.recordings.values()
+        names = ("inputs", "targets", "moving")
+        expected = {name: rec.given[name].clone() for name in names}  # the host's: on a GPU what follows runs
         launched.clear()
         with own:
             e.static._take_device_tokens(rec, tokens)
     assert DEVICE != "cpu" or (own.names, launched) == ([], ["dynadapt_take_tokens"])
-    names = ("inputs", "targets", "moving")
-    expected = {name: rec.given[name].clone() for name in names}
     for name in names[:2]:
         rec.given[name].fill_(-7)
     e.static._take_device_tokens(rec, tokens)
