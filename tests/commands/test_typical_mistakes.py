@@ -55,7 +55,10 @@ LATER = {  # answered by what reads models and runs
         "taken is not empty and holds no run (no config.json); choose another --out",
     ),
     "--out that can't be written": ("eval --text a.txt --model tiny --out /proc/x/run", "/proc/x/run: can't make this directory"),
-    "a sweep of no setting": ("sweep setting.yaml", "setting.yaml: unknown setting 'lora'; did you mean rslora?; there are accumulate, adapt, "),
+    "a sweep of no setting": (
+        "sweep setting.yaml",
+        "setting.yaml: unknown setting 'lora'; did you mean rslora?; there are accumulate, adapt, ",
+    ),
     "a sweep that is no YAML": ("sweep broken.yaml", "broken.yaml: not readable as YAML"),
     "a plot of no run": ("plot folder", "folder is no run (no config.json)"),
     "a comparison of texts": ("compare a.txt b.txt", "a.txt: no such run directory"),
