@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.reweight.compare import paired
 from dynadapt.ops import attention
 
+SINKS = EvalConfig().sinks
 BLOCK = 256  # neighbouring tokens, which are not independent, taken as one value
 
 
@@ -53,20 +55,17 @@ def read_scored(run: Path, summary: dict) -> Scored:
 
 def masked_per_token(config, tokens: int, settings: dict) -> float:
     """What causal attention throws away of a run's FLOPs per scored token: `tokens` of them on one stream, `settings` as EvalConfig has them. Memory is
-    in front of every query and loses nothing; the context of overlapping windows is run with the segment behind it.
-
-    Raises:
-        ValueError: memory beside a sliding window, which loses some, and how much is not counted here.
-    """
-    if settings.get("memory") and any(config.window(layer) is not None for layer in config.attention_layers):
-        raise ValueError(f"memory {settings['memory']} beside sliding windows: expected a model without, or no memory")
+    in front of every query and loses what a sliding window does not reach; the context of overlapping windows is run with the segment behind it."""
     segment, every = settings["segment"], 1 if settings.get("accumulate") else settings.get("every", 1)
+    held = settings.get("memory", 0) and settings["memory"] + settings.get("sinks", SINKS)
     total = 0
     for i, start in enumerate(range(0, tokens, segment)):
         length = min(segment, tokens - start) + min(settings.get("context", 0), start)
         learns = settings["adapt"] != "none" and (i + 1) % every == 0
         for layer in config.attention_layers:
-            forward, backward = attention.masked_flops(length, config.heads, config.head_dim, 0, config.window(layer))
+            window = config.window(layer)
+            memory = attention.seen_memory(min(start, held), window)
+            forward, backward = attention.masked_flops(length, config.heads, config.head_dim, memory, window)
             total += forward + backward * learns
     return total / tokens
 

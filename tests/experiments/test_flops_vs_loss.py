@@ -62,6 +62,10 @@ def test_masked_flops_follow_context_and_frequency():
     assert of(8, adapt="lora") == 2 * triangle(4) * 3.5
     assert of(8, adapt="lora", every=2) == triangle(4) + triangle(4) * 3.5
     assert of(8, adapt="lora", every=2, accumulate=True) == of(8, adapt="lora")
+    assert of(8, memory=4) == of(8)  # in front of every query
+    Config.window = staticmethod(lambda layer: 5)
+    # the second segment has the first behind it: its last three queries miss one, two and three of these four tokens
+    assert of(8, memory=4) == of(8) + 4 * (1 + 2 + 3) * 16
 
 
 def test_difference_is_paired():
