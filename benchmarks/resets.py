@@ -239,7 +239,7 @@ def page(results: dict) -> str:
         for arm, v in arms.items():
             low, high = v["bounds"]
             lines.append(
-                f"| {kind} | {arm} | {v['alarms']} | {v['segments']} | {v['rate']:.1f} ({low:.2g} to {high:.3g}) | {v['verdict']} |"
+                f"| {kind} | {arm} | {v['alarms']} | {v['segments']} | {v['rate']:.1f} ({low:.3g} to {high:.3g}) | {v['verdict']} |"
             )
     return "\n".join(lines) + "\n"
 

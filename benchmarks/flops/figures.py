@@ -122,21 +122,13 @@ def _cost_axis(axis) -> None:
 
 def _frequency(figure, rows, results) -> None:
     axes = _panels(figure, _texts(rows))
+    lines = (
+        ("steps", "o-", COLOURS["lora"], "LoRA, an update every k segments of 128"),
+        ("accumulated", "^--", COLOURS["full"], "the same, each from all k"),
+    )
     for axis, row in zip(axes, rows):
-        axis.plot(
-            [s["cost"] for s in row["steps"]],
-            [s["nll"] for s in row["steps"]],
-            "o-",
-            color=COLOURS["lora"],
-            label="LoRA, an update every k segments of 128",
-        )
-        axis.plot(
-            [s["cost"] for s in row["accumulated"]],
-            [s["nll"] for s in row["accumulated"]],
-            "^--",
-            color=COLOURS["full"],
-            label="the same, each from all k",
-        )
+        for key, look, colour, label in lines:
+            axis.plot([s["cost"] for s in row[key]], [s["nll"] for s in row[key]], look, color=colour, label=label)
         for step in row["steps"]:
             axis.annotate(
                 f"k={step['every']}", (step["cost"], step["nll"]), xytext=(4, 5), textcoords="offset points", color=COLOURS["lora"]
