@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import guard, levels, resets, score_first  # noqa: E402
-from benchmarks.script import OPEN, shown  # noqa: E402
+from benchmarks.script import OPEN, power_shown, shown  # noqa: E402
 from dynadapt.experiments.reweight.power import seen  # noqa: E402
 from dynadapt.runs.rundir import read_json  # noqa: E402
 
@@ -132,9 +132,7 @@ def of_resets(results: dict) -> list[Row]:
 
 def judged_row(claim: str, rule: str, found: dict, verdict: str | None = None) -> Row:
     """Of what ``script.judged`` gives."""
-    span = shown(found, 4)
-    power = "-" if found["seen_with_80%"] is None else f"{found['seen_with_80%']:.4f}"
-    return Row(claim, rule, verdict or found["verdict"], span, power, str(found["texts"]))
+    return Row(claim, rule, verdict or found["verdict"], shown(found, 4), power_shown(found, 4), str(found["texts"]))
 
 
 def of_levels(results: dict) -> list[Row]:

@@ -44,7 +44,19 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 from flops.evidence import Scored, masked_per_token, read_scored  # noqa: E402
 
-from benchmarks.script import OPEN, TUNED, cell, corpus_facts, corpus_parser_of, domains_of, going_on, judged, shown, write_results  # noqa: E402
+from benchmarks.script import (
+    OPEN,
+    TUNED,
+    cell,
+    corpus_facts,
+    corpus_parser_of,
+    domains_of,
+    going_on,
+    judged,
+    power_shown,
+    shown,
+    write_results,
+)  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
 from dynadapt.experiments.corpus_read import read_documents  # noqa: E402
 
@@ -256,7 +268,7 @@ def verdicts(cells: dict[str, dict[str, Scored]], flops: dict[str, float]) -> di
 
 def page(results: dict) -> str:
     """results.json as markdown."""
-    d = lambda r: f"{shown(r)} | {'-' if r['seen_with_80%'] is None else format(r['seen_with_80%'], '.3f')} | {r['verdict']}"  # noqa: E731
+    d = lambda r: f"{shown(r)} | {power_shown(r)} | {r['verdict']}"  # noqa: E731
     v, rates = results["verdicts"], results["rates"]
     lines = ["| " + " | ".join(["NLL", "GFLOP per token", *results["texts"]]) + " |", "|---" * (2 + len(results["texts"])) + "|"]
     lines += [

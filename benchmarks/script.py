@@ -189,3 +189,8 @@ def shown(row: dict, digits: int = 3) -> str:
     """Mean and interval of what `judged` gives."""
     number = lambda value: f"{value:+.{digits}f}"  # noqa: E731
     return number(row["mean"]) + (" (no interval)" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]")
+
+
+def power_shown(row: dict, digits: int = 3) -> str:
+    """Its "seen_with_80%", of one text none."""
+    return "-" if row["seen_with_80%"] is None else f"{row['seen_with_80%']:.{digits}f}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.script import shown
+from benchmarks.script import power_shown, shown
 from benchmarks.shift import power
 
 from .claims import spearman
@@ -75,7 +75,7 @@ JUDGED = ("nats per token", "seen with 80%", "verdict")
 
 
 def _judged(row: dict) -> list[str]:
-    return [shown(row), "-" if row["seen_with_80%"] is None else f"{row['seen_with_80%']:.3f}", row["verdict"]]
+    return [shown(row), power_shown(row), row["verdict"]]
 
 
 def _between(ratios: list[float]) -> str:
