@@ -2,6 +2,7 @@
 
     dynadapt corpus build --out corpus
     python benchmarks/reweighting.py --corpus corpus --out runs/reweighting                # goes on where it was stopped
+    python benchmarks/reweighting.py --corpus corpus --out runs/1m --size 1m               # 1.3 million parameters, 10 tokens each
     python benchmarks/reweighting.py --corpus corpus --out runs/15m --size 15m             # 15.8 million parameters, 10 tokens each
     python benchmarks/reweighting.py --corpus corpus --out runs/15m --size 15m --report    # the tables of what is there
 
@@ -67,6 +68,7 @@ class Size:
 
 # docs/reweight.md has what each takes
 SIZES = {
+    "1m": Size("4x128", "2x64", rows=32, segment=128, steps=3200, lr=3e-3, warmup=50),
     "3m": Size("6x192", "2x64", rows=32, segment=128, steps=8400, lr=1.5e-3, warmup=100),
     "15m": Size("8x384", "4x128", rows=64, segment=256, steps=9600, lr=1e-3, warmup=200),
 }

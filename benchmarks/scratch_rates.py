@@ -4,7 +4,7 @@
     python benchmarks/scratch_rates.py corpus --out runs/scratch-rates     # stopped and started again it goes on; a minute or two a rate
 
 A 4x128 llama with a vocabulary of 4,096 made of the training text, 300 steps of 8 rows of 128 tokens, stratified over the corpus' domains, AdamW,
-10 steps of warm-up: held-out loss at the end by rate, one seed. Of each domain 64 held-out rows are scored, before training, ten times on the way and at the
+10 steps of warm-up: held-out loss at the end by rate, one seed. --rows, --steps, --warmup, --share and --seed make it another. Of each domain 64 held-out rows are scored, before training, ten times on the way and at the
 end, and their standard deviations are what `dynadapt/experiments/reweight/heldout_power.py` computes with: of the rows' losses, which says how
 exactly a domain's loss is known, and of the rows' falls over one tenth and over the whole, which says it of velocity.
 """
@@ -24,13 +24,13 @@ from benchmarks.script import corpus_facts, going_on, parser_of, write_results  
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, run  # noqa: E402
 
 RATES = (7e-4, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 1e-2)
-STEPS, EVALUATIONS, SHARE, VOCABULARY = 300, 10, 0.1, 4096
+STEPS, ROWS, WARMUP, SHARE, EVALUATIONS, VOCABULARY = 300, 8, 10, 0.1, 10, 4096
 
 
-def config_of(rate: float, domains: dict[str, str], model: str, steps: int) -> ReweightConfig:
+def config_of(rate: float, domains: dict[str, str], model: str, steps: int, rows: int, warmup: int, seed: int) -> ReweightConfig:
     return ReweightConfig(
-        model=model, scratch="4x128", domains=domains, policy="repeat", dtype="bf16", adapt="full", targets="model", rows=8, segment=128,
-        steps=steps, evaluate=max(1, steps // EVALUATIONS), lr=rate, warmup=min(10, steps), heldout_rows=64,
+        model=model, scratch="4x128", domains=domains, policy="repeat", dtype="bf16", adapt="full", targets="model", rows=rows, segment=128,
+        steps=steps, evaluate=max(1, steps // EVALUATIONS), lr=rate, warmup=min(warmup, steps), heldout_rows=64, seed=seed,
     )  # fmt: skip
 
 
@@ -59,12 +59,16 @@ def main() -> int:
     parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=ROWS, help="of a step, 128 tokens each (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=WARMUP, help="steps over which the rate rises (default: %(default)s)")
+    parser.add_argument("--share", type=float, default=SHARE, help="of the corpus' training text (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights and drawn rows (default: %(default)s)")
     given = parser.parse_args()
-    domains = subset(given.corpus, given.out / "texts", SHARE)
+    domains = subset(given.corpus, given.out / "texts", given.share)
     model = small_vocabulary(domains, given.out / "vocabulary", VOCABULARY)
     rows = []
     for rate in given.rates:
-        config = config_of(rate, domains, model, given.steps)
+        config = config_of(rate, domains, model, given.steps, given.rows, given.warmup, given.seed)
         with going_on(given.out):
             summary = run(config, given.out / f"rate-{rate:g}", ReweightOptions(resume=True, checkpoint=100))
         largest = {
@@ -76,7 +80,10 @@ def main() -> int:
         )
         print(f"{rate:g}: {summary['mean']:.4f}", flush=True)
     best = min(rows, key=lambda row: row["mean"])["rate"]
-    settings = {"steps": given.steps, "rows": 8, "segment": 128, "scratch": "4x128", "seed": 0, "vocabulary": VOCABULARY, "share": SHARE}
+    settings = {
+        "steps": given.steps, "rows": given.rows, "warmup": given.warmup, "segment": 128, "scratch": "4x128", "seed": given.seed,
+        "vocabulary": VOCABULARY, "share": given.share,
+    }  # fmt: skip
     results = {
         "settings": settings,
         "corpus": corpus_facts(given.corpus),
