@@ -16,31 +16,55 @@ constexpr int kHeadPanels =
     96 / kNR;  // of vocabulary columns at a time: enough rows of a product to reuse each panel of the other
 constexpr int64_t kRows = kHeadPanels * kNR;
 
+/// to[j][i] = from[i][j] for `rows` rows of kNR; the rows of `to` are `ldt` apart.
+template <class P>
+void turn_tile(const float* from, int rows, P* to, int64_t ldt) {
+  for (int i = 0; i < rows; i += kWidth)
+    for (int j = 0; j < kNR; j += kWidth) {
+      const int height = smaller(kWidth, rows - i);
+      vfloat r[kWidth];
+#pragma GCC unroll 16
+      for (int k = 0; k < kWidth; k++) r[k] = k < height ? load(from + (i + k) * kNR + j) : vfloat{};
+      turn_registers(r);
+      P* out = to + j * ldt + i;
+      if (height == kWidth)
+        for (int k = 0; k < kWidth; k++) store(out + k * ldt, r[k]);
+      else
+        for (int k = 0; k < kWidth; k++) store(out + k * ldt, r[k], height);
+    }
+}
+
 /// g[v][n] = weight * (exp(logit - lse) - onehot) * slope for the rows of one tile and one panel of the head, `logits` of which stand in
-/// [rows, kNR]; 0 where not scored.
+/// [rows, kNR]; 0 where not scored. The rows of g are `ldg` apart.
 template <class T>
-void probability_gradient(const CrossEntropyGradient& c, float* logits, int64_t vocabulary, int64_t n, int rows, Panel<T>* g) {
+void probability_gradient(const CrossEntropyGradient& c, float* logits, int64_t vocabulary, int64_t n, int rows, Panel<T>* g, int64_t ldg) {
   const float inverse = c.softcap > 0 ? 1.0f / c.softcap : 0.0f;
   alignas(64) float slopes[kNR];
   for (int i = 0; i < rows; i++) {
     float* row = logits + i * kNR;
     const int64_t target = c.targets[n + i];
-    const float weight = target < 0 ? 0.0f : c.weights ? c.weights[n + i] : 1.0f;
+    if (target < 0) {
+      for (int j = 0; j < kNR; j += kWidth) store(row + j, vfloat{});
+      continue;
+    }
+    const float weight = c.weights ? c.weights[n + i] : 1.0f;
     if (c.softcap > 0) {
       cap_row(row, kNR, c.softcap);
       for (int j = 0; j < kNR; j += kWidth) store(slopes + j, cap_slope(load(row + j), inverse));
     }
     for (int j = 0; j < kNR; j += kWidth) store(row + j, exponential(load(row + j) - c.lse[n + i]));
     if (target >= vocabulary && target < vocabulary + kNR) row[target - vocabulary] -= 1.0f;
-    for (int j = 0; j < kNR && c.softcap > 0; j++) row[j] *= slopes[j];
-    for (int j = 0; j < kNR; j++) assign(g[j * c.N + n + i], target < 0 ? 0.0f : weight * row[j]);
+    for (int j = 0; j < kNR && c.softcap > 0; j += kWidth) store(row + j, load(row + j) * load(slopes + j));
+    for (int j = 0; j < kNR; j += kWidth) store(row + j, load(row + j) * weight);
   }
+  turn_tile(logits, rows, g + n, ldg);
 }
 
-/// g [kNR, N] for the rows [from, to), which one adapter serves, and one panel of the head; `thin` has room for a panel of Bt.
+/// g [kNR, N] for the rows [from, to), which one adapter serves, and one panel of the head; `thin` has room for a panel of Bt. The rows
+/// of g are `ldg` apart.
 template <class T>
 void panel_gradient(const CrossEntropyGradient& c, const Panel<T>* panel, int64_t vocabulary, int64_t from, int64_t to,
-                    Panel<T>* thin, Panel<T>* g) {
+                    Panel<T>* thin, Panel<T>* g, int64_t ldg) {
   alignas(64) float logits[kMR * kNR];
   const RowTiles tiles(to - from);
   if (c.adapters.rank)
@@ -55,7 +79,7 @@ void panel_gradient(const CrossEntropyGradient& c, const Panel<T>* panel, int64_
                         c.adapters.scale};
       multiply_tile(tiles.size(t), kNR, &low, 1, logits, kNR, Into::add);
     }
-    probability_gradient<T>(c, logits, vocabulary, n, tiles.size(t), g);
+    probability_gradient<T>(c, logits, vocabulary, n, tiles.size(t), g, ldg);
   }
 }
 
@@ -63,11 +87,11 @@ void panel_gradient(const CrossEntropyGradient& c, const Panel<T>* panel, int64_
 
 template <class T>
 void weight_gradient(const CrossEntropyGradient& c) {
-  const int64_t panels = panel_count(c.H), depth = panel_size<T>(c.N),
+  const int64_t panels = panel_count(c.H), depth = panel_size<T>(c.N), ldg = turned_stride<Panel<T>>(c.N),
                 blocks = (panel_count(c.head->rows) + kHeadPanels - 1) / kHeadPanels;
   const auto carve = [&](Arena arena, Panel<T>*& h, Panel<T>*& g, Panel<T>*& wide, int threads) {
     h = arena.take<Panel<T>>(panels * depth);
-    g = arena.take<Panel<T>>(threads * kRows * c.N);
+    g = arena.take<Panel<T>>(threads * kRows * ldg);
     wide = arena.take<Panel<T>>(threads * forward_room<T>(*c.head));
     return arena.used();
   };
@@ -76,7 +100,7 @@ void weight_gradient(const CrossEntropyGradient& c) {
   carve(Arena(scratch(carve(Arena(), h, all_g, all_wide, threads))), h, all_g, all_wide, threads);
   TaskQueue queue(blocks);
   parallel(threads, blocks, [&](Team team) {
-    Panel<T>*g = all_g + team.rank * kRows * c.N, *wide = all_wide + team.rank * forward_room<T>(*c.head);
+    Panel<T>*g = all_g + team.rank * kRows * ldg, *wide = all_wide + team.rank * forward_room<T>(*c.head);
     const auto packed = team.share(panels);
     const int64_t begin = packed.begin * kNR, end = smaller(packed.end * kNR, c.H);
     if (begin < end) pack_nn(static_cast<const T*>(c.h) + begin, c.H, c.N, end - begin, h + packed.begin * depth);
@@ -86,9 +110,9 @@ void weight_gradient(const CrossEntropyGradient& c) {
       const int64_t v = r.begin * kRows;
       const int64_t rows = smaller(kRows, c.head->rows - v);
       for (int64_t r = 0; r < rows; r += kNR)
-        panel_gradient<T>(c, forward_panel<T>(*c.head, (v + r) / kNR, wide), v + r, 0, c.N, nullptr, g + r * c.N);
+        panel_gradient<T>(c, forward_panel<T>(*c.head, (v + r) / kNR, wide), v + r, 0, c.N, nullptr, g + r * ldg, ldg);
       for (int64_t j = 0; j < panels; j++) {
-        const Term<Panel<T>> term{g, c.N, h + j * depth, c.N, 1.0f};
+        const Term<Panel<T>> term{g, ldg, h + j * depth, c.N, 1.0f};
         multiply_panel(rows, int(smaller<int64_t>(kNR, c.H - j * kNR)), term, c.dW + v * c.H + j * kNR, c.H, c.accumulate);
       }
     }
@@ -101,14 +125,16 @@ template <class T>
 struct AdapterRoom {
   Panel<T>*g, *wide, *thin;  // [kRows, N]; a panel of the head; one of Bt, of u or of h
   Panel<T>* turned;          // [R, N]: dU transposed
+  int64_t ldt;               // from one row of g and of `turned` to the next
   float* products;           // [kRows, kNR]
   size_t bytes;
   AdapterRoom(const CrossEntropyGradient& c, void* base) {
     Arena arena(base);
-    g = arena.take<Panel<T>>(kRows * c.N);
+    ldt = turned_stride<Panel<T>>(c.N);
+    g = arena.take<Panel<T>>(kRows * ldt);
     wide = arena.take<Panel<T>>(forward_room<T>(*c.head));
     thin = arena.take<Panel<T>>(panel_size<T>(larger(c.adapters.rank, c.N)));
-    turned = arena.take<Panel<T>>(c.adapters.rank * c.N);
+    turned = arena.take<Panel<T>>(c.adapters.rank * ldt);
     products = arena.take<float>(kRows * kNR);
     bytes = arena.used();
   }
@@ -123,7 +149,7 @@ void adapter_dBt(const CrossEntropyGradient& c, const AdapterRoom<T>& room, int6
   for (int64_t r = 0; r < a.rank; r += kNR) {
     const int columns = int(smaller<int64_t>(kNR, a.rank - r));
     pack_panel_nn(static_cast<const T*>(a.u) + from * a.rank + r, a.rank, columns, to - from, room.thin);
-    const Term<Panel<T>> term{room.g + from, c.N, room.thin, to - from, a.scale};
+    const Term<Panel<T>> term{room.g + from, room.ldt, room.thin, to - from, a.scale};
     multiply_panel(rows, kNR, term, room.products, kNR, false);
     for (int k = 0; k < columns; k++)
       for (int64_t i = 0; i < rows; i++) {
@@ -139,9 +165,9 @@ void adapter_dA(const CrossEntropyGradient& c, const AdapterRoom<T>& room, int64
   const HeadAdapters& a = c.adapters;
   const int64_t length = to - from;
   const int columns = int(smaller<int64_t>(kNR, c.H - j * kNR));
-  transpose(static_cast<const T*>(a.dU) + from * a.rank, a.rank, length, a.rank, room.turned, length);
+  transpose(static_cast<const T*>(a.dU) + from * a.rank, a.rank, length, a.rank, room.turned, room.ldt);
   pack_panel_nn(static_cast<const T*>(c.h) + from * c.H + j * kNR, c.H, columns, length, room.thin);
-  const Term<Panel<T>> term{room.turned, length, room.thin, length, 1.0f};
+  const Term<Panel<T>> term{room.turned, room.ldt, room.thin, length, 1.0f};
   multiply_panel(a.rank, columns, term, c.dA + slot * c.dA_stride + j * kNR, c.H, c.accumulate);
 }
 
@@ -159,7 +185,7 @@ void adapter_gradient(const CrossEntropyGradient& c) {
       for (int64_t r = 0; task < blocks && r < rows; r += kNR) {
         const Panel<T>* panel = forward_panel<T>(*c.head, (v + r) / kNR, room.wide);
         for_adapters(c.adapters, 0, c.N, [&](int64_t, int64_t from, int64_t to) {
-          panel_gradient<T>(c, panel, v + r, from, to, room.thin, room.g + r * c.N);
+          panel_gradient<T>(c, panel, v + r, from, to, room.thin, room.g + r * room.ldt, room.ldt);
         });
       }
       for_adapters(c.adapters, 0, c.N, [&](int64_t slot, int64_t from, int64_t to) {

@@ -12,11 +12,11 @@ namespace dynadapt::DYN_ISA {
 
 namespace {
 
-/// Rows [begin, end) of dy^T (of its chosen columns) into `to` [row_count, N].
+/// Rows [begin, end) of dy^T (of its chosen columns) into `to` [row_count, N], its rows `ldt` apart.
 template <class T>
-void turn_chosen(const WeightGradient& c, int64_t begin, int64_t end, Panel<T>* to) {
+void turn_chosen(const WeightGradient& c, int64_t begin, int64_t end, Panel<T>* to, int64_t ldt) {
   const T* dy = static_cast<const T*>(c.dy);
-  if (!c.rows) return transpose(dy + begin, c.ldy, c.N, end - begin, to + begin * c.N, c.N);
+  if (!c.rows) return transpose(dy + begin, c.ldy, c.N, end - begin, to + begin * ldt, ldt);
   constexpr int kRows = 32, kColumns = 64;  // gathered piece by piece: read along tokens' rows, turned in cache
   T piece[kRows * kColumns];
   for (int64_t n = 0; n < c.N; n += kRows) {
@@ -25,17 +25,17 @@ void turn_chosen(const WeightGradient& c, int64_t begin, int64_t end, Panel<T>* 
       const int64_t columns = smaller<int64_t>(kColumns, end - r);
       for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < columns; j++) piece[i * kColumns + j] = dy[(n + i) * c.ldy + c.rows[r + j]];
-      transpose(piece, kColumns, rows, columns, to + r * c.N + n, c.N);
+      transpose(piece, kColumns, rows, columns, to + r * ldt + n, ldt);
     }
   }
 }
 
 template <class T>
 void weight_gradient(const WeightGradient& c) {
-  const int64_t panels = panel_count(c.K);
+  const int64_t panels = panel_count(c.K), turned_row = turned_stride<Panel<T>>(c.N);
   const auto carve = [&](Arena arena, Panel<T>*& x, Panel<T>*& dy) {
     x = arena.take<Panel<T>>(panels * panel_size<T>(c.N));
-    dy = arena.take<Panel<T>>(c.row_count * c.N);
+    dy = arena.take<Panel<T>>(c.row_count * turned_row);
     return arena.used();
   };
   Panel<T>*x, *dy;
@@ -48,13 +48,13 @@ void weight_gradient(const WeightGradient& c) {
     const int64_t begin = packed.begin * kNR, end = smaller(packed.end * kNR, c.K);
     if (begin < end) pack_nn(static_cast<const T*>(c.x) + begin, c.K, c.N, end - begin, x + packed.begin * panel_size<T>(c.N));
     const auto turned = team.share((c.row_count + 15) / 16);
-    turn_chosen<T>(c, turned.begin * 16, smaller(turned.end * 16, c.row_count), dy);
+    turn_chosen<T>(c, turned.begin * 16, smaller(turned.end * 16, c.row_count), dy, turned_row);
     team.barrier();
 
     for (Range r = queue.take(team.size); r.begin < r.end; r = queue.take(team.size))
       for (int64_t t = r.begin; t < r.end; t++) {
         const int64_t j = grid.panel(t), row = grid.row_begin(t);
-        const Term<Panel<T>> term{dy + row * c.N, c.N, x + j * panel_size<T>(c.N), c.N, 1.0f};
+        const Term<Panel<T>> term{dy + row * turned_row, turned_row, x + j * panel_size<T>(c.N), c.N, 1.0f};
         multiply_panel(grid.row_end(t) - row, int(smaller<int64_t>(kNR, c.K - j * kNR)), term, c.dW + row * c.K + j * kNR, c.K,
                        c.accumulate);
       }
