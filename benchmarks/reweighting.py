@@ -68,7 +68,7 @@ class Size:
 
 # docs/reweight.md has what each takes
 SIZES = {
-    "1m": Size("4x128", "2x64", rows=32, segment=128, steps=3200, lr=3e-3, warmup=50),
+    "1m": Size("4x128", "2x64", rows=32, segment=128, steps=3200, lr=1.5e-3, warmup=50),
     "3m": Size("6x192", "2x64", rows=32, segment=128, steps=8400, lr=1.5e-3, warmup=100),
     "15m": Size("8x384", "4x128", rows=64, segment=256, steps=9600, lr=1e-3, warmup=200),
 }
