@@ -37,7 +37,8 @@ void turn_tile(const float* from, int rows, P* to, int64_t ldt) {
 /// g[v][n] = weight * (exp(logit - lse) - onehot) * slope for the rows of one tile and one panel of the head, `logits` of which stand in
 /// [rows, kNR]; 0 where not scored. The rows of g are `ldg` apart.
 template <class T>
-void probability_gradient(const CrossEntropyGradient& c, float* logits, int64_t vocabulary, int64_t n, int rows, Panel<T>* g, int64_t ldg) {
+void probability_gradient(const CrossEntropyGradient& c, float* logits, int64_t vocabulary, int64_t n, int rows, Panel<T>* g,
+                          int64_t ldg) {
   const float inverse = c.softcap > 0 ? 1.0f / c.softcap : 0.0f;
   alignas(64) float slopes[kNR];
   for (int i = 0; i < rows; i++) {
