@@ -48,6 +48,8 @@ from dynadapt.runs.rundir import read_json, write_json
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.reweighting_data import small_vocabulary, subset  # noqa: E402
 from benchmarks.reweighting_study import METHODS, Case, Study  # noqa: E402
+from benchmarks.reweighting_time import page as time_page  # noqa: E402
+from benchmarks.reweighting_time import timed  # noqa: E402
 from benchmarks.script import corpus_facts, going_on, parser_of, write_results  # noqa: E402
 
 SIX = ("stratified", "proportional", "velocitune", "odm", "op-mix", "proxies")
@@ -136,6 +138,12 @@ def main() -> None:
     parser.add_argument("--proxy", help="size of the small models of `proxies`, from scratch (default: 2x64)")
     parser.add_argument("--mixtures", type=int, help="measured by a search (default: 24, for up to 17 domains)")
     parser.add_argument("--tokens-only", action="store_true", help="leave out the longer stratified run that equal FLOPs need")
+    parser.add_argument(
+        "--time",
+        type=int,
+        metavar="N",
+        help="with --size: time N steps, say what a run and a seed take on this machine, and write OUT/time/results.json",
+    )
     parser.add_argument("--report", action="store_true", help="only write the report of the runs that are there")
     arguments = parser.parse_args()
     if arguments.judge:
@@ -149,8 +157,13 @@ def main() -> None:
     arguments.mixers = arguments.mixers or list(SIX if arguments.size else METHODS)
     if arguments.size and "continual" in arguments.case:
         raise SystemExit(f"size {arguments.size!r} with case continual: a model that is loaded has its size; leave out one of the two")
+    if arguments.time is not None and (arguments.time < 8 or not arguments.size):
+        parser.error(f"--time {arguments.time}: give at least 8 steps, of which the first quarter is left out, and a --size")
     torch.set_num_threads(min(torch.get_num_threads(), 2))
     with going_on(arguments.out):
+        if arguments.time:
+            print(time_page(timed(prepared("scratch", arguments).config, arguments.time, arguments.out)), end="")
+            return
         for name in arguments.case if not arguments.report else ():
             train(name, arguments)
     write_done(arguments)
