@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from dynadapt.common.environment import environment
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.corpus_read import check_corpus, read_documents
@@ -176,7 +174,7 @@ def judged(values: list[float], margin: float = 0.0, below: bool = True) -> dict
     difference of `margin`."""
     found = paired(values)
     n, (low, high) = len(values), found["interval"] or (None, None)
-    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    error = mean_error(values)[1]
     under, over = n >= 6 and high < margin, n >= 6 and low > margin
     verdict = OPEN if not (under or over) else CONFIRMED if under == below else REFUTED
     return {
