@@ -52,7 +52,9 @@ from benchmarks.reweighting_time import page as time_page  # noqa: E402
 from benchmarks.reweighting_time import timed  # noqa: E402
 from benchmarks.script import corpus_facts, going_on, parser_of, write_results  # noqa: E402
 
-SIX = ("stratified", "proportional", "velocitune", "odm", "op-mix", "proxies")
+OF_A_SIZE = (  # what both claims and both searches need
+    "stratified", "proportional", "velocitune", "velocitune-average", "dynamic-batch-loading", "odm", "op-mix", "proxies",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def main() -> None:
         nargs="+",
         choices=list(METHODS),
         metavar="NAME",
-        help=f"only these, and what they need (of {', '.join(METHODS)}; default: all, with --size {', '.join(SIX)})",
+        help=f"only these, and what they need (of {', '.join(METHODS)}; default: all, with --size {', '.join(OF_A_SIZE)})",
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3)")
     parser.add_argument(
@@ -154,7 +156,7 @@ def main() -> None:
     if not 0 <= arguments.first_seed < arguments.seeds:
         raise SystemExit(f"first-seed {arguments.first_seed}: give one from 0 to {arguments.seeds - 1}, under --seeds {arguments.seeds}")
     arguments.case = arguments.case or (["scratch"] if arguments.size else ["scratch", "continual"])
-    arguments.mixers = arguments.mixers or list(SIX if arguments.size else METHODS)
+    arguments.mixers = arguments.mixers or list(OF_A_SIZE if arguments.size else METHODS)
     if arguments.size and "continual" in arguments.case:
         raise SystemExit(f"size {arguments.size!r} with case continual: a model that is loaded has its size; leave out one of the two")
     if arguments.time is not None and (arguments.time < 8 or not arguments.size):
