@@ -123,7 +123,8 @@ def test_dependent_launches_only_where_they_were_asked_for(asked):
         "made = compile.build(reset.VARIANTS[0], 90)\n"
         "print(made.asm['ptx'].count('griddepcontrol.wait'), made.metadata.launch_pdl, common.FUSION.get('launch_pdl'))"
     )
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "DYNADAPT_DEPENDENT_LAUNCH": asked, "PYTHONPATH": str(Path(__file__).parents[2])}
+    path = os.pathsep.join(p for p in (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")) if p)
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "DYNADAPT_DEPENDENT_LAUNCH": asked, "PYTHONPATH": path}
     said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert said.stdout.split() == (["1", "True", "True"] if asked == "1" else ["0", "False", "None"]), said.stderr
 
