@@ -101,12 +101,13 @@ def block_sizes(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int)
     walked over comes in 64s, in 32s where accumulators have 128 columns; it does not depend on ``large``, so that a stream's
     results do not depend on how many others there are. float32 has no tensor cores here and keeps whole rows in registers, those of heads of more
     than 128 in the registers of 8 warps where a program owns queries: 4 spilled 900 bytes.
-    Heads of more than 128 have two accumulators each that wide in backward, over 8 warps with 16 rows walked at a time.
+    Heads of more than 128 have 8 warps forward however little there is to do, whose work is that of 4 with half the rows, which spilled 290 bytes;
+    in backward two accumulators each that wide, over 8 warps with 16 rows walked at a time.
     On sm_80 (``arch`` 80) a product's operands are registers too, so its blocks are smaller, those of dq most; and forward walks over heads of
     more than 128 as backward does, because sm_86, sm_89 and sm_120, which have its kernels, have 99 KiB of shared memory.
     """
     narrow = d <= 64
-    own, walked = (128 if large and arch != 80 else 64), (64 if narrow else 32)
+    own, walked = (128 if (large or d > 128) and arch != 80 else 64), (64 if narrow else 32)
     if arch == 80 and kernel == "dq":
         own, walked = (64 if narrow else 32), 32
     wide = d > 128 and (kernel != "forward" or arch == 80) and dtype != torch.float32
@@ -165,7 +166,7 @@ def variants(kernel: str, function) -> list[Variant]:
     found = [variant_of(kernel, function, *shape, arch) for shapes, arch in ((_HOPPER, 90), (_LARGE, 100), (SMALL, 80)) for shape in shapes]
     found += [variant_of(kernel, function, *SMALL[0], 90, absent=absent) for absent in (_MEMORY, _MEMORY + _ROTATION)]
     for absent in (("softcap",), ()):
-        found.append(variant_of(kernel, function, *_GEMMA, 90, absent=absent))
+        found += [variant_of(kernel, function, *_GEMMA, arch, absent=absent) for arch in (90, 100)]
         found.append(replace(variant_of(kernel, function, *_GEMMA, 80, absent=absent), spills=32 if kernel == "dq" else 0))
         found += [variant_of(kernel, function, *_GEMMA_FP32, arch, absent=absent) for arch in (80, 90, 100)]
     return found

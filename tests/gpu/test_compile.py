@@ -160,3 +160,5 @@ def test_what_is_launched_with_wide_adapters_and_long_rows_is_compiled():
     long = [v for v in attention_forward.VARIANTS if v.constexprs["D"] == 256 and v.signature["qkv"] == "*fp32"]
     assert {arch for v in long for arch in v.archs} == {80, 90, 100} and {v.num_warps for v in long} == {8}
     assert [block_sizes("forward", torch.float32, d, False, 90)[1]["num_warps"] for d in (128, 256)] == [4, 8]
+    few, many = (block_sizes("forward", torch.bfloat16, 256, large, 90) for large in (False, True))
+    assert few == many  # 64 rows over 4 warps would spill
