@@ -46,7 +46,10 @@ def run(campaign, record, names) -> None:
     record.note(ceilings=limits)
     digests = {model: choices_digest(campaign, record, model) for model in models(campaign.tiny)}
     chosen = lambda r: r["op"] not in LINEAR + HEAD or r.get("choices") == digests[r["model"]]  # noqa: E731
-    record.keep(lambda r: r.get("gpu") == record.card and chosen(r), "of another GPU, or of other choices between an op's forms")
+    record.keep(
+        lambda r: (r.get("gpu"), r.get("code")) == (record.card, record.code) and chosen(r),
+        "of another GPU, of other code, or of other choices between an op's forms",
+    )
     if RESTARTED not in os.environ:  # what failed before is tried again, but not in a run that it has just ended
         record.data["rows"] = [r for r in record.data["rows"] if "median_ms" in r]
     done = {(r["op"], r["model"], r["streams"], r["segment"]) for r in record.data["rows"]}
@@ -58,7 +61,7 @@ def run(campaign, record, names) -> None:
                 if campaign.left < 15:
                     return record.finish("out of time")
                 base = {"op": op, "model": model, "streams": streams, "segment": segment}
-                base |= {"gpu": record.card, "choices": digests[model]}
+                base |= {"gpu": record.card, "choices": digests[model], "code": record.code}
                 _one(campaign, record, timer, limits, base, dtype)
                 if campaign.device == "cuda":
                     torch.cuda.empty_cache()

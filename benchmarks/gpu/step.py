@@ -28,8 +28,8 @@ def run(campaign, record, model: str) -> None:
     record.data["rows"] = [r for r in record.data["rows"] if "median_ms" in r]
     ours = lambda row: row["provider"] in (*OURS, DEPENDENT)  # noqa: E731
     record.keep(
-        lambda row: row.get("gpu") == record.card and (not ours(row) or row.get("choices") == chosen),
-        "of another GPU, or of other choices between an op's forms",
+        lambda row: row.get("gpu") == record.card and (not ours(row) or (row.get("choices"), row.get("code")) == (chosen, record.code)),
+        "of another GPU, of other code, or of other choices between an op's forms",
     )
     done = {(r["provider"], r["streams"], r["segment"]) for r in record.data["rows"]}
     absent = {p: package for p, package in NEEDS.items() if importlib.util.find_spec(package) is None}
@@ -61,7 +61,14 @@ def run(campaign, record, model: str) -> None:
                 "truth": str(truth),
             }
             row = _worker(campaign, folder, options)
-            base = {"provider": provider, "streams": streams, "segment": segment, "gpu": record.card, "choices": chosen}
+            base = {
+                "provider": provider,
+                "streams": streams,
+                "segment": segment,
+                "gpu": record.card,
+                "choices": chosen,
+                "code": record.code,
+            }
             record.add(**base, **row, **_rates(model, streams, segment, row, limits))
     if untrue:
         record.finish("no truth to hold scores against at " + "; ".join(f"segment {t}: {why}" for t, why in untrue.items()))

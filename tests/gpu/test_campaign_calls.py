@@ -99,6 +99,8 @@ DEAF = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print
 def test_a_child_is_asked_before_it_is_killed(monkeypatch):
     start = time.monotonic()
     assert child([sys.executable, "-c", ASKED], "cpu", 2) == (None, "began\nsaved\n")
+    letters = "import os; os.write(1, 'ncu \xe4'.encode('latin-1'))"  # of which not all are UTF-8
+    assert child([sys.executable, "-c", letters], "cpu", 20) == (0, "ncu \ufffd")
     monkeypatch.setattr(campaign, "GRACE", 1.0)
     assert child([sys.executable, "-c", DEAF], "cpu", 2) == (None, "began\n")
     assert time.monotonic() - start < 20
@@ -205,6 +207,11 @@ def test_rows_of_other_choices_or_another_card_are_put_aside(tmp_path, monkeypat
     choice_table.add(tmp_path / choice_table.KEPT, tmp_path / choice_table.KEPT, "dry run", entry(k=k, o=o, rank=rank))
     second = rows()
     assert measured == ["dynadapt", "dynadapt-float8"] and len(second["aside"]) == 2
+    with monkeypatch.context() as patch:  # so are rows of other code
+        patch.setattr(campaign.code, "digest", lambda: "mended")
+        kept = (tmp_path / "step-135m.json").read_text()
+        assert len(rows()["aside"]) == 4 and measured == ["dynadapt", "dynadapt-float8"]
+        (tmp_path / "step-135m.json").write_text(kept)
     assert {row["choices"] for row in second["rows"] if row["provider"].startswith("dynadapt")} != {"none"}
     for row in second["rows"]:
         row["gpu"] = "another"
