@@ -15,6 +15,7 @@ from pathlib import Path
 from . import code
 
 ROOT = Path(__file__).resolve().parents[2]
+STOPPED = "stopped at its time limit"
 GRACE = 15.0  # seconds between being asked to stop and being killed
 
 

@@ -87,6 +87,9 @@ def _one(campaign, record, timer, limits, base, dtype) -> None:
     try:
         errors = _errors(op, model, min(streams, 2), min(segment, 128), campaign.device, dtype)
         cases = OPS[op](Sizes(model, streams, segment, campaign.device, dtype), segment)
+    except torch.OutOfMemoryError as error:
+        record.add(**base, failed=f"{type(error).__name__}: {str(error)[:400]}")
+        return
     except Exception as error:  # whatever it is, the other ops are still worth their time
         record.add(**base, wrong=f"{type(error).__name__}: {str(error)[:400]}")
         return check_device(error)

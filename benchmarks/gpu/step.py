@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .campaign import GRACE, child, write_json
+from .campaign import GRACE, STOPPED, child, write_json
 from .geometry import MODELS, shapes, useful_flops
 from .machine import best
 from .ops import choices_digest
@@ -97,7 +97,7 @@ def _worker(campaign, folder, options) -> dict:
     status, text = child(command, campaign.device, campaign.room(240.0), **variables)
     found = json.loads(out.read_text()) if out.exists() else {}
     if status is None:
-        found["failed"] = "stopped at its time limit"
+        found["failed"] = STOPPED
     elif status:
         errors = re.findall(r"^\w[\w.]*(?:Error|Exception|Interrupt)\b.*", text, re.MULTILINE)
         found["failed"] = (errors or text.strip().splitlines() or ["no output"])[-1][:400]
