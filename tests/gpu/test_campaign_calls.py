@@ -82,6 +82,27 @@ def test_only_what_all_else_needs_ends_a_call(broken, runs, monkeypatch, tmp_pat
     assert ("step-135m" in left_out) == (broken == "build")
 
 
+def test_an_op_that_was_cut_between_its_cases_goes_on_with_the_next(tmp_path, monkeypatch):
+    """Score and gradient are a case each, and a goal is about the second."""
+    timed, cut = [], [True]
+
+    def time_(record, timer, limits, base, case, *_):
+        if timed and cut[0]:
+            raise KeyboardInterrupt
+        timed.append(case.label)
+        record.add(**base, label=case.label, median_ms=1.0)
+
+    monkeypatch.setattr(ops, "_time", time_)
+    stage = lambda: ops.run(Campaign(tmp_path, "cpu"), Record(tmp_path / "ops-head.json", "ops-head", "cpu", True), ops.HEAD)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        stage()
+    cut[0] = False
+    stage()
+    assert len(timed) == len(set(timed)) == 2
+    stage()
+    assert len(timed) == 2
+
+
 # ---- a child's end
 
 
