@@ -17,10 +17,11 @@ from .verdicts import LIMIT, PASSED, VERDICTS, Verdicts, begin
 
 
 def test_files() -> list[str]:
+    """All but those of what needs no GPU (test_compile and test_rounding compile for minutes), and what stage sanitizers does."""
     return sorted(
         str(p.relative_to(ROOT))
         for p in (ROOT / "tests" / "gpu").glob("test_*.py")
-        if not p.stem.startswith(("test_campaign", "test_compile", "test_sanitized"))
+        if not p.stem.startswith(("test_campaign", "test_compile", "test_rounding", "test_sanitized"))
     )
 
 
@@ -34,10 +35,15 @@ CORE = (
     "test_norm",
     "test_update",
     "test_decisions",
+    "test_linear_activation",
+    "test_activation",
+    "test_lora_gradient_together",
+    "test_memory",
+    "test_embedding",
 )
 FIRST = "test_step"  # by itself: what all the others are for
 WORKERS = min(14, os.cpu_count() or 1)  # pytest processes: compiling takes most of the time, and the card has room for that many
-BATCH = 12  # files given to them together: each process takes seconds to start
+BATCH = 16  # files given to them together: each process takes seconds to start
 LEAST = GRACE + 15  # seconds that must be left to start some tests
 
 

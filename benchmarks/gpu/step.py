@@ -74,9 +74,14 @@ def run(campaign, record, model: str) -> None:
         record.finish("no truth to hold scores against at " + "; ".join(f"segment {t}: {why}" for t, why in untrue.items()))
 
 
+def peers_at(streams: int) -> list[str]:
+    """Of one stream peft-eager comes first: it decides a goal of its own and takes seconds, where compiling the other may take what a call has left."""
+    return sorted(PEERS, key=lambda peer: streams == 1 and peer != "peft-eager")
+
+
 def order(of_shapes, absent, dependent: bool) -> list[tuple[str, int, int]]:
     """(provider, streams, segment): dynadapt and its peers shape by shape, so that a cut leaves whole comparisons; other forms of it last."""
-    each = [(provider, *shape) for shape in of_shapes for provider in (OURS[0], *PEERS) if provider not in absent]
+    each = [(provider, *shape) for shape in of_shapes for provider in (OURS[0], *peers_at(shape[0])) if provider not in absent]
     others = (*OURS[1:], *([DEPENDENT] if dependent else []))
     return each + [(provider, *shape) for provider in others for shape in of_shapes]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,6 +165,32 @@ def test_files_of_verdicts_are_read_as_they_are_cut(tmp_path):
     )
     assert Verdicts.read(tmp_path / "v").tests == {"t.py::a": "passed", "t.py::b": "collected"}
     assert Verdicts.read(tmp_path / "absent").tests == {}
+
+
+def test_core_has_the_tests_of_what_a_step_launches(monkeypatch):
+    """In either form of its linears, with its gradients together and alone."""
+    from triton.runtime import interpreter
+
+    from dynadapt import Adam, Engine, LoRA, SegmentMemory
+    from dynadapt.kernels import choices, lora_gradient
+    from dynadapt.model import random_model, tiny_config
+
+    launched = set()
+    noted = lambda executor, *_, **__: launched.add(executor.fn.__module__.rsplit(".", 1)[-1])  # noqa: E731
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", noted)
+    options = {"adapt": LoRA(2), "optimizer": Adam(), "memory": SegmentMemory(3), "segment": 3, "dtype": "fp32", "backend": "triton"}
+    for form in choices.FORMS:
+        monkeypatch.setattr(lora_gradient, "linears_fit", lambda *_: form == "fused")  # noqa: B023
+        with choices.force(form):
+            e = Engine(random_model(tiny_config("llama"), seed=0, std=0.1), **options)
+            for _ in range(2):
+                e.step(torch.ones(1, 4, dtype=torch.int64))
+    covered = [name.removeprefix("test_") for name in checks.CORE]
+    assert "linear_fused" in launched and "low_rank" in launched
+    assert not [name for name in launched - {"low_rank"} if not name.startswith(tuple(covered))]
+    names = [Path(file).stem for file in checks.test_files()]
+    assert set(checks.CORE) <= set(names) and "test_rounding" not in names
+    assert len(checks.batches([f for f in checks.test_files() if Path(f).stem in checks.CORE])) == 2
 
 
 def test_a_process_that_lost_the_device_ends_behind_its_test(monkeypatch):
