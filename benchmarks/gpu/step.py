@@ -16,7 +16,7 @@ from .ops import choices_digest
 
 OURS = ("dynadapt", "dynadapt-float8")
 DEPENDENT = "dynadapt-dependent"  # the same kernels with programmatic dependent launches, on the GPUs that have them
-PEERS = ("stacked-compile", "peft-eager", "peft-liger")
+PEERS = ("stacked-graph", "stacked-compile", "peft-eager", "peft-liger")
 LEAST = GRACE + 25  # seconds that must be left to start a worker
 NEEDS = {"peft-eager": "peft", "peft-liger": "liger_kernel"}
 
@@ -75,7 +75,8 @@ def run(campaign, record, model: str) -> None:
 
 
 def peers_at(streams: int) -> list[str]:
-    """Of one stream peft-eager comes first: it decides a goal of its own and takes seconds, where compiling the other may take what a call has left."""
+    """Of one stream peft-eager comes first: it decides a goal of its own and takes seconds. Of the compiled ones that which compiles in less than a
+    minute: the other may take what a call has left."""
     return sorted(PEERS, key=lambda peer: streams == 1 and peer != "peft-eager")
 
 

@@ -48,7 +48,7 @@ def test_dry_run(tmp_path):
     steps = {row["provider"]: row for row in records["step-135m"]["rows"] if row["streams"]}
     assert steps["dynadapt"]["choices"] != "none" and steps["dynadapt"]["gpu"] == "dry run"
     assert 1e-3 < steps["dynadapt-float8"]["nll_error"] < 0.1, steps["dynadapt-float8"]
-    for provider in ("dynadapt", "stacked-compile", "peft-eager"):  # three implementations of the same four steps
+    for provider in ("dynadapt", "stacked-graph", "stacked-compile", "peft-eager"):  # three implementations of the same four steps
         row = steps[provider]
         assert row["nll_error"] < 1e-5 and row["nll_by_step"][3] < row["nll_by_step"][0] - 0.05, row
         assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"] and row["tokens_per_s"] > 0

@@ -17,7 +17,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from benchmarks import gpu_campaign  # noqa: E402
-from benchmarks.gpu import campaign, choice_table, machine, ops, step, timing  # noqa: E402
+from benchmarks.gpu import campaign, choice_table, machine, ops, stacked, step, step_worker, timing  # noqa: E402
 from benchmarks.gpu.campaign import Campaign, Record, child  # noqa: E402
 from benchmarks.gpu.summary import goals, ops_table  # noqa: E402
 from benchmarks.gpu_campaign import CALLS, STAGES, late, stage_function  # noqa: E402
@@ -249,7 +249,7 @@ def test_a_cut_leaves_whole_comparisons(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "shapes", lambda tiny: shapes)
     monkeypatch.setattr(step, "NEEDS", {})
     monkeypatch.setattr(step, "_rates", lambda *_: {})
-    ran, left = [], [7.0]
+    ran, left = [], [8.0]
 
     def worker(c, folder, o):
         ran.append((o["provider"], o["streams"], o["segment"]))
@@ -268,12 +268,12 @@ def test_a_cut_leaves_whole_comparisons(tmp_path, monkeypatch):
     assert call() == "out of time"
     providers, alone = (
         ("dynadapt", *step.PEERS),
-        ("dynadapt", "peft-eager", "stacked-compile", "peft-liger"),
+        ("dynadapt", "peft-eager", "stacked-graph", "stacked-compile", "peft-liger"),
     )  # what compiles for minutes later
     assert ran == [("truth", 1, 512), *((p, 1, 512) for p in alone), ("dynadapt", 8, 512), (providers[1], 8, 512)]
     left[0] = 100
     call()
-    assert ran[:3] == [(providers[2], 8, 512), (providers[3], 8, 512), ("truth", 1, 2048)]
+    assert ran[:4] == [*((p, 8, 512) for p in providers[2:]), ("truth", 1, 2048)]
     assert ran[-3:] == [("dynadapt-float8", *shape) for shape in shapes]
     assert step.order(shapes, (), True)[-3:] == [(step.DEPENDENT, *shape) for shape in shapes]
 
@@ -284,6 +284,20 @@ def test_a_segment_without_a_truth_is_named_and_costs_one_try(tmp_path, monkeypa
     record = Record(tmp_path / "step-135m.json", "step-135m", "cpu")
     step.run(Campaign(tmp_path, "cpu"), record, "tiny")
     assert ran == ["truth"] and "OutOfMemoryError" in record.data["status"]
+
+
+def test_one_compiled_peer_has_the_products_of_cublas(monkeypatch):
+    """max-autotune may take longer than a call has; what is compared must be told apart by name."""
+    modes = {}
+    monkeypatch.setattr(stacked.Stacked, "__init__", lambda self, *_, mode=stacked.AUTOTUNED, **__: setattr(self, "mode", mode))
+    monkeypatch.setattr(step_worker, "random_weights", lambda *_: SimpleNamespace(config=None))
+    monkeypatch.setattr(step_worker, "prior_learner", lambda config: None)
+    for name in ("stacked-graph", "stacked-compile"):
+        peer = step_worker.PROVIDERS[name]({"model": "tiny", "device": "cpu", "streams": 1, "segment": 8}, torch.float32)
+        modes[name] = peer.step.__self__.mode
+    assert modes == {"stacked-graph": None, "stacked-compile": "max-autotune-no-cudagraphs"} and set(step.PEERS) < set(
+        step_worker.PROVIDERS
+    )
 
 
 # ---- a graph on either side
