@@ -99,13 +99,15 @@ def block_sizes(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int)
 
     bfloat16: each warp owns 16 rows of the accumulators, which wgmma wants, 8 warps where there is work for all SMs. What is
     walked over comes in 64s, in 32s where accumulators have 128 columns; it does not depend on ``large``, so that a stream's
-    results do not depend on how many others there are. float32 has no tensor cores here and keeps whole rows in registers.
-    Heads of more than 128 have two accumulators each that wide in backward, over 8 warps with 16 rows walked at a time.
+    results do not depend on how many others there are. float32 has no tensor cores here and keeps whole rows in registers, those of heads of more
+    than 128 in the registers of 8 warps where a program owns queries: 4 spilled 900 bytes.
+    Heads of more than 128 have 8 warps forward however little there is to do, whose work is that of 4 with half the rows, which spilled 290 bytes;
+    in backward two accumulators each that wide, over 8 warps with 16 rows walked at a time.
     On sm_80 (``arch`` 80) a product's operands are registers too, so its blocks are smaller, those of dq most; and forward walks over heads of
     more than 128 as backward does, because sm_86, sm_89 and sm_120, which have its kernels, have 99 KiB of shared memory.
     """
     narrow = d <= 64
-    own, walked = (128 if large and arch != 80 else 64), (64 if narrow else 32)
+    own, walked = (128 if (large or d > 128) and arch != 80 else 64), (64 if narrow else 32)
     if arch == 80 and kernel == "dq":
         own, walked = (64 if narrow else 32), 32
     wide = d > 128 and (kernel != "forward" or arch == 80) and dtype != torch.float32
@@ -114,7 +116,8 @@ def block_sizes(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int)
     if dtype == torch.float32:
         own, walked = (32 if narrow else 16), 16
     sizes = {"BM": walked, "BN": own} if kernel == "dkv" else {"BM": own, "BN": walked}
-    return sizes, {"num_warps": 8 if own == 128 or wide else 4, "num_stages": 2}
+    long_rows = dtype == torch.float32 and d > 128 and kernel != "dkv"
+    return sizes, {"num_warps": 8 if own == 128 or wide or long_rows else 4, "num_stages": 2}
 
 
 def sums_by_head(hq: int, hkv: int, d: int, arch: int) -> bool:
@@ -155,7 +158,7 @@ def variant_of(kernel, function, d, dtype, large, arch, absent=("window", "softc
 SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (False, True)]
 _HOPPER = [*SMALL, *_LARGE, (96, torch.bfloat16, True), (64, torch.float32, False), (128, torch.float32, False)]
 _MEMORY, _ROTATION = ("softcap", "window", "mem_k", "mem_v", "mem_len"), ("cos", "sin")
-_GEMMA = (256, torch.bfloat16, True)
+_GEMMA, _GEMMA_FP32 = (256, torch.bfloat16, True), (256, torch.float32, False)
 
 
 def variants(kernel: str, function) -> list[Variant]:
@@ -163,6 +166,7 @@ def variants(kernel: str, function) -> list[Variant]:
     found = [variant_of(kernel, function, *shape, arch) for shapes, arch in ((_HOPPER, 90), (_LARGE, 100), (SMALL, 80)) for shape in shapes]
     found += [variant_of(kernel, function, *SMALL[0], 90, absent=absent) for absent in (_MEMORY, _MEMORY + _ROTATION)]
     for absent in (("softcap",), ()):
-        found.append(variant_of(kernel, function, *_GEMMA, 90, absent=absent))
+        found += [variant_of(kernel, function, *_GEMMA, arch, absent=absent) for arch in (90, 100)]
         found.append(replace(variant_of(kernel, function, *_GEMMA, 80, absent=absent), spills=32 if kernel == "dq" else 0))
+        found += [variant_of(kernel, function, *_GEMMA_FP32, arch, absent=absent) for arch in (80, 90, 100)]
     return found

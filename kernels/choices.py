@@ -18,6 +18,7 @@ FORMS = ("fused", "split")
 # Operations of a product below which the two launches that the fused form spares, 2.5 us each of a CUDA graph, outweigh all that it may
 # lose beside cuBLAS: at 30% of Hopper's 990 TFLOP/s where cuBLAS has 75% it loses 5 us at 2.8e9. Calculated, not measured.
 SMALL = 2.5e9
+FAR = 2  # doublings of the rows beyond which a measurement says nothing: a form that wins at 512 rows may lose at 32,768
 TABLE = Path(__file__).with_name("choices.json")
 _forced: str | None = None
 
@@ -52,14 +53,15 @@ def unmeasured(rows: int, k: int, o: int, rank: int, dtype: torch.dtype, arch: i
 
 def choose(op: str, rows: int, k: int, o: int, rank: int, otherwise: str = "split") -> str:
     """ "fused" or "split" for ``rows`` rows of a k -> o layer with adapters of ``rank`` (0: none): the form of the nearest
-    measured number of rows of the same layer on this GPU; ``otherwise`` where none was measured."""
+    measured number of rows of the same layer on this GPU; ``otherwise`` where none was measured, or none within a factor of 2 ** ``FAR``."""
     if _forced is not None:
         return _forced
     by_rows = _measured(gpu_name()).get((op, k, o, rank))
     if not by_rows:
         return otherwise
     bucket = rows_bucket(rows).bit_length()
-    return by_rows[min(by_rows, key=lambda measured: (abs(measured.bit_length() - bucket), measured))]
+    away, nearest = min((abs(measured.bit_length() - bucket), measured) for measured in by_rows)
+    return by_rows[nearest] if away <= FAR else otherwise
 
 
 def reason(op: str) -> str:

@@ -310,24 +310,24 @@ def _ends(own, k: int, o: int):
 
 _TYPES = dict.fromkeys(("x", "u", "m", "y", "dy", "dU"), "*bf16") | {"table": "*i64", "scales": "*fp32", "slots": "*i32"}
 _TYPES |= {"out": "*bf16", "dA": "*fp32", "dBt": "*fp32"}
-_QKV = _columns((2048, 512, 512)) | dict(PARTS=3)
 _LOOSE = ("m", "dA", "dBt", "u_stride", "out_stride", "dU_stride")  # adapters begin where they begin
 
 
 def _variants():
+    """Each of Bt's products, and of A's, whose parts are one (WHOLE) and which are as wide as all ranks together."""
     for dtype, itemsize in (("bf16", 2), ("fp32", 4)):
         core = dict(loose=_LOOSE, dtype=dtype, tensor_core=dtype == "bf16")
         for rank in (16, 64):
-            name, parts = f"qkv r{rank} {dtype}", _QKV | dict(WHOLE=False)
-            tiles, options = _shrink_tiles(itemsize, rank)
-            yield variant(f"shrink {name}", dynadapt_slot_shrink, _TYPES, parts | tiles, **options, **core)
-            tiles, options = _expand_tiles(itemsize, rank)
-            onto = dict(bias=None, ONTO=dtype == "fp32")
-            yield variant(f"expand {name}", dynadapt_slot_expand, _TYPES, parts | onto | tiles, **options, **core)
+            for whole, most, sizes in ((False, rank, (2048, 512, 512)), (True, 3 * rank, (2048,))):
+                name, parts = f"qkv r{rank} {dtype}{', whole' if whole else ''}", _columns(sizes) | dict(PARTS=3, WHOLE=whole)
+                tiles, options = _shrink_tiles(itemsize, most)
+                yield variant(f"shrink {name}", dynadapt_slot_shrink, _TYPES, parts | tiles, **options, **core)
+                tiles, options = _expand_tiles(itemsize, most)
+                onto = dict(bias=None, ONTO=dtype == "fp32")
+                yield variant(f"expand {name}", dynadapt_slot_expand, _TYPES, parts | onto | tiles, **options, **core)
             tiles, options = _gradient_tiles(itemsize, 3 * rank, rank)
-            yield variant(
-                f"gradient {name}", dynadapt_slot_gradient, _TYPES, _QKV | dict(K=2048, ACCUMULATE=False) | tiles, **options, **core
-            )
+            parts = _columns((2048, 512, 512)) | dict(PARTS=3, K=2048, ACCUMULATE=False)
+            yield variant(f"gradient qkv r{rank} {dtype}", dynadapt_slot_gradient, _TYPES, parts | tiles, **options, **core)
 
 
 # Tiles are chosen for sm_90; sm_80 spills eleven registers in one of them.

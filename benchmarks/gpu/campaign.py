@@ -12,7 +12,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import code
+
 ROOT = Path(__file__).resolve().parents[2]
+STOPPED = "stopped at its time limit"
 GRACE = 15.0  # seconds between being asked to stop and being killed
 
 
@@ -69,6 +72,11 @@ class Record:
     def card(self) -> str:
         """The GPU's name, under which kernels/choices.json knows it."""
         return self.data["environment"]["gpu"]["name"] if self.data["device"] == "cuda" else "dry run"
+
+    @property
+    def code(self) -> str:
+        """A digest of the code that is measured."""
+        return code.digest()
 
     def keep(self, wanted, why: str) -> None:
         """Only the rows that are ``wanted`` go on counting; the others are put aside, with the reason."""
@@ -180,6 +188,7 @@ def child(command: list[str], device: str, seconds: float, **variables: str) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",  # a profiler's report, or what was cut inside a letter, need not be UTF-8
         cwd=ROOT,
         preexec_fn=_alone,
         env={**environment_of_children(device), **variables},

@@ -13,14 +13,15 @@ from pathlib import Path
 from dynadapt.bench.profile.ncu import kernels_of
 
 from .campaign import GRACE, ROOT, child
-from .verdicts import LIMIT, PASSED, VERDICTS, Verdicts
+from .verdicts import LIMIT, PASSED, VERDICTS, Verdicts, begin
 
 
 def test_files() -> list[str]:
+    """All but those of what needs no GPU (test_compile and test_rounding compile for minutes), and what stage sanitizers does."""
     return sorted(
         str(p.relative_to(ROOT))
         for p in (ROOT / "tests" / "gpu").glob("test_*.py")
-        if not p.stem.startswith(("test_campaign", "test_compile", "test_sanitized"))
+        if not p.stem.startswith(("test_campaign", "test_compile", "test_rounding", "test_sanitized"))
     )
 
 
@@ -34,10 +35,15 @@ CORE = (
     "test_norm",
     "test_update",
     "test_decisions",
+    "test_linear_activation",
+    "test_activation",
+    "test_lora_gradient_together",
+    "test_memory",
+    "test_embedding",
 )
 FIRST = "test_step"  # by itself: what all the others are for
 WORKERS = min(14, os.cpu_count() or 1)  # pytest processes: compiling takes most of the time, and the card has room for that many
-BATCH = 12  # files given to them together: each process takes seconds to start
+BATCH = 16  # files given to them together: each process takes seconds to start
 LEAST = GRACE + 15  # seconds that must be left to start some tests
 
 
@@ -53,13 +59,18 @@ def correctness(campaign, record) -> None:
 
 def _correctness(campaign, record, files: list[str]) -> None:
     tests = Tests(campaign, record)
-    passed = {row["file"] for row in record.data["rows"] if row["status"] == 0}  # of an earlier call
-    record.data["rows"] = [row for row in record.data["rows"] if row["status"] == 0]
+    record.data["rows"] = []
     files = sorted(files, key=lambda file: Path(file).stem != FIRST)  # the others stay in order
-    files = files[:1] if campaign.tiny else [file for file in files if Path(file).name not in passed]
+    files = files[:1] if campaign.tiny else files
+    for file in [file for file in files if tests.passed_whole(file)]:  # in an earlier call, or in the other stage
+        record.add(**tests.row(file, 0, ""))
+        files.remove(file)
     for batch in batches(files):
         if campaign.left < LEAST:
+            for file in (file for file in files if tests.known(file)):  # what failed in an earlier call has failed
+                record.add(**tests.row(file, None, ""))
             return record.finish("out of time")
+        files = [file for file in files if file not in batch]
         status, text = tests.run(batch)
         rows = [tests.row(file, status, text) for file in batch]
         for file, row in zip(batch, rows):  # what one file broke may show in another: the verdict is that of each alone
@@ -77,14 +88,22 @@ def batches(files: list[str]) -> list[list[str]]:
 
 
 class Tests:
-    """Runs files of tests; each test's verdict is in DIR/STAGE-tests.jsonl, and one that has passed there is not run again."""
+    """Runs files of tests; each test's verdict is in DIR/tests.jsonl, of all stages, and one that has passed there with this code is not run again."""
 
     def __init__(self, campaign, record):
         self.campaign = campaign
-        self.file = campaign.out / f"{record.stage}-tests.jsonl"
+        self.file = campaign.out / "tests.jsonl"
         self.passed = campaign.out / f"{record.stage}-passed.list"
         if not record.resume:
             self.file.unlink(missing_ok=True)
+        begin(self.file, record.code)
+
+    def known(self, file: str) -> bool:
+        return bool(Verdicts.read(self.file).of(Path(file).name).tests)
+
+    def passed_whole(self, file: str) -> bool:
+        """Whether every test of a file that was collected has passed, or was skipped."""
+        return self.known(file) and not Verdicts.read(self.file).of(Path(file).name).those("failed", "started", "collected")
 
     def run(self, files: list[str]) -> tuple[int | None, str]:
         """(status, output) of pytest on these files together."""

@@ -46,20 +46,26 @@ def run(campaign, record, names) -> None:
     record.note(ceilings=limits)
     digests = {model: choices_digest(campaign, record, model) for model in models(campaign.tiny)}
     chosen = lambda r: r["op"] not in LINEAR + HEAD or r.get("choices") == digests[r["model"]]  # noqa: E731
-    record.keep(lambda r: r.get("gpu") == record.card and chosen(r), "of another GPU, or of other choices between an op's forms")
+    record.keep(
+        lambda r: (r.get("gpu"), r.get("code")) == (record.card, record.code) and chosen(r),
+        "of another GPU, of other code, or of other choices between an op's forms",
+    )
     if RESTARTED not in os.environ:  # what failed before is tried again, but not in a run that it has just ended
         record.data["rows"] = [r for r in record.data["rows"] if "median_ms" in r]
-    done = {(r["op"], r["model"], r["streams"], r["segment"]) for r in record.data["rows"]}
+    measured = {}  # place -> its rows; of a place that was cut between two cases fewer than it has cases
+    for r in record.data["rows"]:
+        measured.setdefault((r["op"], r["model"], r["streams"], r["segment"]), []).append(r)
     for model in models(campaign.tiny):
         for streams, segment in shapes(campaign.tiny):
             for op in names:
-                if (op, model, streams, segment) in done:
+                rows = measured.get((op, model, streams, segment), [])
+                if rows and (len(rows) >= rows[0].get("cases", 1) or RESTARTED in os.environ):
                     continue
                 if campaign.left < 15:
                     return record.finish("out of time")
                 base = {"op": op, "model": model, "streams": streams, "segment": segment}
-                base |= {"gpu": record.card, "choices": digests[model]}
-                _one(campaign, record, timer, limits, base, dtype)
+                base |= {"gpu": record.card, "choices": digests[model], "code": record.code}
+                _one(campaign, record, timer, limits, base, dtype, {r.get("label") for r in rows})
                 if campaign.device == "cuda":
                     torch.cuda.empty_cache()
 
@@ -74,7 +80,8 @@ def choices_digest(campaign, record, model: str) -> str:
     return choice_table.digest(choices_path(campaign), record.card, layers(model))
 
 
-def _one(campaign, record, timer, limits, base, dtype) -> None:
+def _one(campaign, record, timer, limits, base, dtype, done=frozenset()) -> None:
+    """``done``: labels of the cases that have been timed."""
     op, model, streams, segment = (base[name] for name in ("op", "model", "streams", "segment"))
     try:
         function = resolve(op, "triton", dtype).function
@@ -84,11 +91,17 @@ def _one(campaign, record, timer, limits, base, dtype) -> None:
     try:
         errors = _errors(op, model, min(streams, 2), min(segment, 128), campaign.device, dtype)
         cases = OPS[op](Sizes(model, streams, segment, campaign.device, dtype), segment)
+    except torch.OutOfMemoryError as error:
+        record.add(**base, failed=f"{type(error).__name__}: {str(error)[:400]}")
+        return
     except Exception as error:  # whatever it is, the other ops are still worth their time
         record.add(**base, wrong=f"{type(error).__name__}: {str(error)[:400]}")
         return check_device(error)
     with_peers = campaign.tiny or model == "llama-3.2-1b" or op == "update"
+    base |= {"cases": len(cases)}
     for case, error in zip(cases, errors):
+        if case.label in done:
+            continue
         try:
             _time(record, timer, limits, base, case, error, function, with_peers)
         except AssertionError as failure:

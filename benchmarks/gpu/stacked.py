@@ -1,4 +1,5 @@
-"""The strongest peer we know how to write in torch alone: stacked adapters and bmm, torch.compile(max-autotune), one CUDA graph.
+"""The strongest peers we know how to write in torch alone: stacked adapters and bmm, torch.compile, one CUDA graph. Products are cuBLAS's
+(stacked-graph, which compiles in less than a minute), or what max-autotune finds fastest (stacked-compile, which may take several).
 
 Adapters of all streams lie in one tensor for each linear group and multiply by bmm; the frozen head's gradient is made in the
 forward pass, chunk by chunk, so that logits are never whole; clip and Adam run on flat buffers; the layers' element-wise work is
@@ -18,6 +19,7 @@ from dynadapt.model.layout import layout
 from .geometry import RANK
 
 SCALE = 2.0
+AUTOTUNED = "max-autotune-no-cudagraphs"
 CHUNK = 4096  # rows of logits at a time
 
 
@@ -79,7 +81,19 @@ def adam(master, first, second, grad, step, working, lr: float, clip: float):
 class Stacked:
     """``step(tokens [S, T+1]) -> nll [S, T]``."""
 
-    def __init__(self, model, learner, streams: int, segment: int, dtype, device: str, compiled: bool = True, lr: float = 2e-3):
+    def __init__(
+        self,
+        model,
+        learner,
+        streams: int,
+        segment: int,
+        dtype,
+        device: str,
+        compiled: bool = True,
+        lr: float = 2e-3,
+        mode: str | None = AUTOTUNED,
+    ):
+        self.mode = mode
         self.c = c = model.config
         self.S, self.T, self.dtype, self.device, self.lr = streams, segment, dtype, device, lr
         load = lambda name: model.tensor(name).to(device=device, dtype=dtype)  # noqa: E731
@@ -190,7 +204,7 @@ class Stacked:
         return self.nll
 
     def _capture(self) -> None:
-        self.functions = {n: torch.compile(f, mode="max-autotune-no-cudagraphs", dynamic=False) for n, f in self.functions.items()}
+        self.functions = {n: torch.compile(f, mode=self.mode, dynamic=False) for n, f in self.functions.items()}
         state = [self.master, self.first, self.second, self.step_count, self.working, *self.mem]
         saved = [t.detach().clone() for t in state]
         stream = torch.cuda.Stream()

@@ -9,14 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .campaign import GRACE, child, write_json
+from .campaign import GRACE, STOPPED, child, write_json
 from .geometry import MODELS, shapes, useful_flops
 from .machine import best
 from .ops import choices_digest
 
 OURS = ("dynadapt", "dynadapt-float8")
 DEPENDENT = "dynadapt-dependent"  # the same kernels with programmatic dependent launches, on the GPUs that have them
-PEERS = ("stacked-compile", "peft-eager", "peft-liger")
+PEERS = ("stacked-graph", "stacked-compile", "peft-eager", "peft-liger")
 LEAST = GRACE + 25  # seconds that must be left to start a worker
 NEEDS = {"peft-eager": "peft", "peft-liger": "liger_kernel"}
 
@@ -28,8 +28,8 @@ def run(campaign, record, model: str) -> None:
     record.data["rows"] = [r for r in record.data["rows"] if "median_ms" in r]
     ours = lambda row: row["provider"] in (*OURS, DEPENDENT)  # noqa: E731
     record.keep(
-        lambda row: row.get("gpu") == record.card and (not ours(row) or row.get("choices") == chosen),
-        "of another GPU, or of other choices between an op's forms",
+        lambda row: row.get("gpu") == record.card and (not ours(row) or (row.get("choices"), row.get("code")) == (chosen, record.code)),
+        "of another GPU, of other code, or of other choices between an op's forms",
     )
     done = {(r["provider"], r["streams"], r["segment"]) for r in record.data["rows"]}
     absent = {p: package for p, package in NEEDS.items() if importlib.util.find_spec(package) is None}
@@ -61,15 +61,28 @@ def run(campaign, record, model: str) -> None:
                 "truth": str(truth),
             }
             row = _worker(campaign, folder, options)
-            base = {"provider": provider, "streams": streams, "segment": segment, "gpu": record.card, "choices": chosen}
+            base = {
+                "provider": provider,
+                "streams": streams,
+                "segment": segment,
+                "gpu": record.card,
+                "choices": chosen,
+                "code": record.code,
+            }
             record.add(**base, **row, **_rates(model, streams, segment, row, limits))
     if untrue:
         record.finish("no truth to hold scores against at " + "; ".join(f"segment {t}: {why}" for t, why in untrue.items()))
 
 
+def peers_at(streams: int) -> list[str]:
+    """Of one stream peft-eager comes first: it decides a goal of its own and takes seconds. Of the compiled ones that which compiles in less than a
+    minute: the other may take what a call has left."""
+    return sorted(PEERS, key=lambda peer: streams == 1 and peer != "peft-eager")
+
+
 def order(of_shapes, absent, dependent: bool) -> list[tuple[str, int, int]]:
     """(provider, streams, segment): dynadapt and its peers shape by shape, so that a cut leaves whole comparisons; other forms of it last."""
-    each = [(provider, *shape) for shape in of_shapes for provider in (OURS[0], *PEERS) if provider not in absent]
+    each = [(provider, *shape) for shape in of_shapes for provider in (OURS[0], *peers_at(shape[0])) if provider not in absent]
     others = (*OURS[1:], *([DEPENDENT] if dependent else []))
     return each + [(provider, *shape) for provider in others for shape in of_shapes]
 
@@ -90,7 +103,7 @@ def _worker(campaign, folder, options) -> dict:
     status, text = child(command, campaign.device, campaign.room(240.0), **variables)
     found = json.loads(out.read_text()) if out.exists() else {}
     if status is None:
-        found["failed"] = "stopped at its time limit"
+        found["failed"] = STOPPED
     elif status:
         errors = re.findall(r"^\w[\w.]*(?:Error|Exception|Interrupt)\b.*", text, re.MULTILINE)
         found["failed"] = (errors or text.strip().splitlines() or ["no output"])[-1][:400]

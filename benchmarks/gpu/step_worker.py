@@ -95,12 +95,12 @@ class Dynadapt:
 
 
 class StackedPeer:
-    def __init__(self, o, dtype):
+    def __init__(self, o, dtype, **mode):
         from .stacked import Stacked
 
         model = random_weights(o["model"], o["device"], dtype)
         self.step = Stacked(
-            model, prior_learner(model.config), o["streams"], o["segment"], dtype, o["device"], o["device"] == "cuda", LR
+            model, prior_learner(model.config), o["streams"], o["segment"], dtype, o["device"], o["device"] == "cuda", LR, **mode
         ).step
 
     def facts(self) -> dict:
@@ -197,6 +197,7 @@ PROVIDERS = {
     "dynadapt-float8": lambda o, dtype: Dynadapt(o, dtype, base="float8", backend="auto" if o["device"] == "cuda" else "reference"),
     "dynadapt": Dynadapt,
     "dynadapt-dependent": Dynadapt,  # in a process whose environment asks for dependent launches
+    "stacked-graph": lambda o, dtype: StackedPeer(o, dtype, mode=None),
     "stacked-compile": StackedPeer,
     "peft-eager": Peft,
     "peft-liger": lambda o, dtype: Peft(o, dtype, liger=True),

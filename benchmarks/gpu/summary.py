@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+from .campaign import STOPPED
 from .step import PEERS
 
 # What the GPU path is meant to reach. A goal nobody measured is said to be open, not met, and so is one against peers of which one
@@ -26,6 +28,16 @@ GOALS = {
     "real": "the GPU's loss curve stays within 0.02 nats of the CPU's",
 }
 PREDICTIONS = Path(__file__).parents[1] / "results" / "gpu-predictions.json"
+STEPS = ("step-135m", "step-1b", "step-8b")
+# The stages whose every measurement a goal is about: it is not met before all of them have run to their end.
+NEEDS = {
+    "memory-bound": ("ops-linear", "ops-head", "ops-rest"),
+    "cross-entropy": ("ops-head",),
+    "head": ("ops-head",),
+    "update": ("ops-rest",),
+    **dict.fromkeys(("step beats peers", "step beats eager", "step, large"), STEPS),
+    "step, small": STEPS[:1],
+}
 FASTER = {"step beats peers": 1.3, "step beats eager": 5.0}
 
 
@@ -184,23 +196,27 @@ TABLES = {
 # ---- goals: (verdict, why)
 
 
-def _verdict(bad: list[str], measured: int, complete: bool = True, absent: list[str] = ()):
-    """absent: peers that have no number, and where."""
+def _verdict(bad: list[str], measured: int, unfinished: Sequence[str] = (), absent: Sequence[str] = ()):
+    """unfinished: stages that have not run to their end; absent: what has no number, be it ours or a peer's, and where."""
     some = lambda said: "; ".join(said[:4]) + (f" and {len(said) - 4} more" if len(said) > 4 else "")  # noqa: E731
-    if not measured:
-        return "open", "nothing was measured"
     if bad:
         return "missed", some(bad)
+    if not measured:
+        return "open", "nothing was measured" + (f": {some(absent)}" if absent else "")
     if absent:
         return "open", f"{measured} measured, all met, but no number of {some(absent)}"
-    return ("met", f"{measured} measured") if complete else ("open", f"{measured} measured, all met; the stage was cut short")
+    return (
+        ("open", f"{measured} measured, all met; not run to its end: {', '.join(unfinished)}")
+        if unfinished
+        else ("met", f"{measured} measured")
+    )
 
 
 def goals(records) -> dict[str, tuple[str, str]]:
     """Only what was measured on a GPU counts."""
     records = {name: d for name, d in records.items() if d["device"] == "cuda"}
     rows = lambda prefix: [r for name, d in records.items() if name.startswith(prefix) for r in d["rows"]]  # noqa: E731
-    whole = lambda prefix: all(d["status"] == "complete" for name, d in records.items() if name.startswith(prefix))  # noqa: E731
+    unfinished = lambda *stages: [name for name in stages if records.get(name, {}).get("status") != "complete"]  # noqa: E731
     tests, checks, kernels, ops = (
         rows("core") + rows("correctness"),
         [r for r in rows("sanitizers") if "tool" in r],
@@ -208,22 +224,34 @@ def goals(records) -> dict[str, tuple[str, str]]:
         rows("ops"),
     )
     timed = [r for r in ops if "median_ms" in r]
+    cut = [r for r in checks if r["status"] == "stopped" and not r["errors"]]  # by its time, with nothing found so far
+    said = lambda r: f"{r['tool']} {r['file']}"  # noqa: E731
     wrong = [f"{r['op']} {r['model']}: {r['wrong'][:80]}" for r in ops if "wrong" in r]
     found = {
         "correct": _verdict(
             [f"{r['file']}: status {r['status']}" for r in tests if r["status"] not in (0, "stopped")] + wrong,  # stopped: it goes on
             len(tests),
-            "correctness" in records and whole("correctness"),
+            unfinished("correctness"),
         ),
         "sanitizers": _verdict(
-            [f"{r['tool']} {r['file']}: {r['errors']} errors, status {r['status']}" for r in checks if r["errors"] != 0 or r["status"]],
-            len(checks),
-            whole("sanitizers"),
+            [
+                f"{said(r)}: {r['errors']} errors, status {r['status']}"
+                for r in checks
+                if r not in cut and (r["errors"] != 0 or r["status"])
+            ],
+            len(checks) - len(cut),
+            unfinished("sanitizers"),
+            [said(r) for r in cut],
         ),
         "compiled": _verdict(
             [f"{r['kernel']} {r['variant']} sm_{r['arch']}: {r['faults'][0][:60]}" for r in kernels if r["faults"]], len(kernels)
         ),
     }
+    none = {}  # op -> cases of ours that have no time, and why
+    for r in ops:
+        if "median_ms" not in r and "wrong" not in r:
+            why = r.get("failed") or r.get("skipped") or ""
+            none.setdefault(r["op"], []).append(f"{r['op']} ({r['model']} {shape(r)}): {why[:60]}")
     of_goal = {
         "memory-bound": lambda r: r["bound"] == "bytes" and r["median_ms"] >= 0.05,
         "cross-entropy": lambda r: r["op"] == "cross_entropy",
@@ -231,8 +259,9 @@ def goals(records) -> dict[str, tuple[str, str]]:
     for goal, belongs in of_goal.items():
         large = [r for r in timed if belongs(r)]
         bad = [f"{r['op']} {r['label']} {r['model']} {shape(r)}: {r['share_of_floor']:.0%}" for r in large if r["share_of_floor"] < 0.75]
-        found[goal] = _verdict(bad, len(large), whole("ops"))
-    found |= _step_goals(records, whole("step"))
+        absent = [text for op, texts in none.items() for text in texts if goal != "cross-entropy" or op == "cross_entropy"]
+        found[goal] = _verdict(bad, len(large), unfinished(*NEEDS[goal]), absent)
+    found |= _step_goals(records, unfinished)
     for goal, op, label in (("update", "update", "adam, clip"), ("head", "cross_entropy", "score and gradient")):
         cases = [(r, n, p) for r in timed if r["op"] == op and r["label"] == label for n, p in r["peers"].items() if "alone" not in n]
         where = lambda r: f"({r['model']} {shape(r)})"  # noqa: E731
@@ -241,7 +270,7 @@ def goals(records) -> dict[str, tuple[str, str]]:
             f"{n} {p['median_ms']:.3g} ms, ours {r['median_ms']:.3g} {where(r)}" for r, n, p in judged if p["median_ms"] <= r["median_ms"]
         ]
         absent = [f"{n} {where(r)}: {p['skipped'][:60]}" for r, n, p in cases if "median_ms" not in p]
-        found[goal] = _verdict(bad, len(judged), whole("ops"), absent)
+        found[goal] = _verdict(bad, len(judged), unfinished(*NEEDS[goal]), absent + none.get(op, []))
     data = records.get("real", {})
     far = data.get("largest_difference")
     found["real"] = (
@@ -250,7 +279,7 @@ def goals(records) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _step_goals(records, complete) -> dict[str, tuple[str, str]]:
+def _step_goals(records, unfinished) -> dict[str, tuple[str, str]]:
     bad, count = {name: [] for name in GOALS if name.startswith("step")}, dict.fromkeys(GOALS, 0)
     absent = {name: [] for name in bad}
 
@@ -265,15 +294,18 @@ def _step_goals(records, complete) -> dict[str, tuple[str, str]]:
         rows = [r for r in data["rows"] if r.get("streams")]
         ours = {(r["streams"], r["segment"]): r for r in rows if r["provider"] == "dynadapt"}
         for (streams, segment), r in ours.items():
-            what = f"{name} {streams}x{segment}"
+            what, why = f"{name} {streams}x{segment}", r.get("failed", "")
+            large, small = (streams, segment) in ((64, 512), (8, 2048)), (streams, segment) == (1, 512)
+            of_shape = ["step, large"] * large + ["step, small"] * (small and name == "step-135m")
             if "median_ms" not in r:
-                judge("step beats peers", False, f"{what}: dynadapt failed: {r.get('failed', '')[:60]}")
+                if why != STOPPED:
+                    judge("step beats peers", False, f"{what}: dynadapt failed: {why[:60]}")
+                for goal in of_shape + ["step beats peers"] + ["step beats eager"] * small:
+                    absent[goal].append(f"dynadapt, {what}: {why[:60]}")
                 continue
-            share = r["share_of_ceiling"]
-            if (streams, segment) in ((64, 512), (8, 2048)):
-                judge("step, large", share >= 0.65, f"{what}: {share:.0%}")
-            if name == "step-135m" and (streams, segment) == (1, 512):
-                judge("step, small", share >= 1 / 3, f"{what}: {1 / share:.1f} times")
+            for goal in of_shape:
+                share, least = r["share_of_ceiling"], {"step, large": 0.65, "step, small": 1 / 3}[goal]
+                judge(goal, share >= least, f"{what}: {share:.0%}" if goal == "step, large" else f"{what}: {1 / share:.1f} times")
         found = {(r["provider"], r["streams"], r["segment"]): r for r in rows}
         skipped = {r["provider"]: r for r in data["rows"] if not r.get("streams")}
         for at, peer in product((at for at, r in ours.items() if "median_ms" in r), PEERS):
@@ -284,4 +316,4 @@ def _step_goals(records, complete) -> dict[str, tuple[str, str]]:
                     continue
                 faster = r["median_ms"] / ours[at]["median_ms"]
                 judge(goal, faster >= FASTER[goal], f"{where}: {peer} {faster:.2f}x")
-    return {goal: _verdict(faults, count[goal], complete, absent[goal]) for goal, faults in bad.items()}
+    return {goal: _verdict(faults, count[goal], unfinished(*NEEDS[goal]), absent[goal]) for goal, faults in bad.items()}

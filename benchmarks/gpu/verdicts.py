@@ -92,6 +92,12 @@ class _Writer:
 # ---- of its file
 
 
+def begin(path: Path, code: str) -> None:
+    """What follows are verdicts on this code; those on another one count no longer."""
+    with open(path, "a") as file:
+        file.write("\n" + json.dumps({"code": code}) + "\n")  # the line before may have been cut short
+
+
 @dataclass
 class Verdicts:
     """Of each test collected: "passed", "failed", "skipped", "started" where it was not seen to end, "collected" where it has not begun.
@@ -104,12 +110,14 @@ class Verdicts:
 
     @classmethod
     def read(cls, path: Path) -> Verdicts:
-        found = cls()
+        found, code = cls(), None
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
                 one = json.loads(line)
-            except json.JSONDecodeError:  # cut short as it was written
+            except json.JSONDecodeError:  # cut short as it was written, or empty
                 continue
+            if one.get("code", code) != code:
+                found, code = cls(), one["code"]
             for test in one.get("collected", []):
                 found.tests.setdefault(test, "collected")
             if "test" in one:

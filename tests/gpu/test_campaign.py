@@ -20,7 +20,7 @@ if str(ROOT) not in sys.path:
 from tiny import english, tiny_directory  # noqa: E402
 
 from benchmarks import gpu_campaign  # noqa: E402
-from benchmarks.gpu import checks, geometry, step_worker, summary, timing  # noqa: E402
+from benchmarks.gpu import checks, geometry, ops, step_worker, summary, timing  # noqa: E402
 from benchmarks.gpu.campaign import Campaign, Record, child  # noqa: E402
 from benchmarks.gpu.step import PEERS  # noqa: E402
 from dynadapt import Adam, Engine, LoRA, SegmentMemory  # noqa: E402
@@ -48,7 +48,7 @@ def test_dry_run(tmp_path):
     steps = {row["provider"]: row for row in records["step-135m"]["rows"] if row["streams"]}
     assert steps["dynadapt"]["choices"] != "none" and steps["dynadapt"]["gpu"] == "dry run"
     assert 1e-3 < steps["dynadapt-float8"]["nll_error"] < 0.1, steps["dynadapt-float8"]
-    for provider in ("dynadapt", "stacked-compile", "peft-eager"):  # three implementations of the same four steps
+    for provider in ("dynadapt", "stacked-graph", "stacked-compile", "peft-eager"):  # three implementations of the same four steps
         row = steps[provider]
         assert row["nll_error"] < 1e-5 and row["nll_by_step"][3] < row["nll_by_step"][0] - 0.05, row
         assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"] and row["tokens_per_s"] > 0
@@ -192,10 +192,61 @@ def without(record, provider):
     ],
 )
 def test_goals_are_judged(record, verdicts):
-    found = summary.goals({"step-1b": record})
+    found = summary.goals(dict.fromkeys(summary.STEPS, record))
     assert (found["step beats peers"][0], found["step, large"][0]) == verdicts
     assert found["step, small"][0] == found["step beats eager"][0] == "open"
     assert set(found) == set(summary.GOALS)
+
+
+def op_row(**change):
+    row = {"op": "cross_entropy", "label": "score and gradient", "model": "m", "streams": 8, "segment": 512, "median_ms": 1.0}
+    return row | {"bound": "FLOPs", "share_of_floor": 0.9, "peers": {"eager": {"median_ms": 2.0}}} | change
+
+
+def complete(*rows):
+    return {"device": "cuda", "status": "complete", "rows": list(rows)}
+
+
+def test_a_goal_is_open_while_something_of_it_is_not_measured():
+    """A stage that never ran, a case that failed, a step that was stopped: each may be where it is missed."""
+    both = ("step beats peers", "step, large")
+    of = lambda records, *goals: tuple(summary.goals(records)[goal][0] for goal in goals)  # noqa: E731
+    why = lambda records, goal: summary.goals(records)[goal][1]  # noqa: E731
+    met = step_record(1.0, 2.0)
+    every = dict.fromkeys(summary.STEPS, met)
+    assert of(every, *both) == ("met", "met")
+    without_8b = {name: every[name] for name in summary.STEPS[:2]}
+    assert of(without_8b, *both) == ("open", "open") and "not run to its end: step-8b" in why(without_8b, both[0])
+    for failed, verdicts in (("stopped at its time limit", ("open", "open")), ("AssertionError: off", ("missed", "open"))):
+        row = {"provider": "dynadapt", "streams": 8, "segment": 2048, "failed": failed}
+        assert of({**every, "step-8b": {**met, "rows": [*met["rows"], row]}}, *both) == verdicts
+    assert of({"ops-head": complete(op_row())}, "head", "cross-entropy") == ("met", "met")
+    failed = {"op": "cross_entropy", "model": "8b", "streams": 64, "segment": 512, "failed": "OutOfMemoryError: 16 GiB"}
+    lost = {"ops-head": complete(op_row(), failed)}
+    assert of(lost, "head", "cross-entropy") == ("open", "open") and "cross_entropy (8b 64x512): OutOfMemoryError" in why(lost, "head")
+    bytes_bound = complete(op_row(op="norm_forward", bound="bytes"))
+    assert of({"ops-rest": bytes_bound}, "memory-bound") == ("open",)
+    assert of(dict.fromkeys(("ops-linear", "ops-head", "ops-rest"), bytes_bound), "memory-bound") == ("met",)
+
+
+def test_a_sanitizer_that_was_stopped_has_found_nothing_yet():
+    row = lambda **change: {"tool": "memcheck", "file": "f", "status": 0, "errors": 0} | change  # noqa: E731
+    verdict = lambda *rows: summary.goals({"sanitizers": complete(*rows)})["sanitizers"]  # noqa: E731
+    assert verdict(row())[0] == "met" and verdict(row(errors=2, status=1))[0] == "missed"
+    assert verdict(row(), row(status="stopped", errors=None)) == ("open", "1 measured, all met, but no number of memcheck f")
+    assert verdict(row(status="stopped", errors=3))[0] == "missed"
+
+
+def test_a_case_that_does_not_fit_is_not_wrong(tmp_path, monkeypatch):
+    def sizes(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ops, "Sizes", sizes)
+    record = Record(tmp_path / "ops-rest.json", "ops-rest", "cpu")
+    ops._errors.cache_clear()
+    ops._one(Campaign(tmp_path, "cpu"), record, None, {}, {"op": "update", "model": "tiny", "streams": 2, "segment": 16}, torch.float32)
+    (row,) = record.data["rows"]
+    assert "OutOfMemoryError" in row["failed"] and "wrong" not in row
 
 
 def test_a_peer_without_a_number_leaves_the_goal_open():

@@ -17,7 +17,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from benchmarks import gpu_campaign  # noqa: E402
-from benchmarks.gpu import campaign, choice_table, machine, ops, step, timing  # noqa: E402
+from benchmarks.gpu import campaign, choice_table, machine, ops, stacked, step, step_worker, timing  # noqa: E402
 from benchmarks.gpu.campaign import Campaign, Record, child  # noqa: E402
 from benchmarks.gpu.summary import goals, ops_table  # noqa: E402
 from benchmarks.gpu_campaign import CALLS, STAGES, late, stage_function  # noqa: E402
@@ -82,6 +82,27 @@ def test_only_what_all_else_needs_ends_a_call(broken, runs, monkeypatch, tmp_pat
     assert ("step-135m" in left_out) == (broken == "build")
 
 
+def test_an_op_that_was_cut_between_its_cases_goes_on_with_the_next(tmp_path, monkeypatch):
+    """Score and gradient are a case each, and a goal is about the second."""
+    timed, cut = [], [True]
+
+    def time_(record, timer, limits, base, case, *_):
+        if timed and cut[0]:
+            raise KeyboardInterrupt
+        timed.append(case.label)
+        record.add(**base, label=case.label, median_ms=1.0)
+
+    monkeypatch.setattr(ops, "_time", time_)
+    stage = lambda: ops.run(Campaign(tmp_path, "cpu"), Record(tmp_path / "ops-head.json", "ops-head", "cpu", True), ops.HEAD)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        stage()
+    cut[0] = False
+    stage()
+    assert len(timed) == len(set(timed)) == 2
+    stage()
+    assert len(timed) == 2
+
+
 # ---- a child's end
 
 
@@ -99,6 +120,8 @@ DEAF = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print
 def test_a_child_is_asked_before_it_is_killed(monkeypatch):
     start = time.monotonic()
     assert child([sys.executable, "-c", ASKED], "cpu", 2) == (None, "began\nsaved\n")
+    letters = "import os; os.write(1, 'ncu \xe4'.encode('latin-1'))"  # of which not all are UTF-8
+    assert child([sys.executable, "-c", letters], "cpu", 20) == (0, "ncu \ufffd")
     monkeypatch.setattr(campaign, "GRACE", 1.0)
     assert child([sys.executable, "-c", DEAF], "cpu", 2) == (None, "began\n")
     assert time.monotonic() - start < 20
@@ -205,6 +228,11 @@ def test_rows_of_other_choices_or_another_card_are_put_aside(tmp_path, monkeypat
     choice_table.add(tmp_path / choice_table.KEPT, tmp_path / choice_table.KEPT, "dry run", entry(k=k, o=o, rank=rank))
     second = rows()
     assert measured == ["dynadapt", "dynadapt-float8"] and len(second["aside"]) == 2
+    with monkeypatch.context() as patch:  # so are rows of other code
+        patch.setattr(campaign.code, "digest", lambda: "mended")
+        kept = (tmp_path / "step-135m.json").read_text()
+        assert len(rows()["aside"]) == 4 and measured == ["dynadapt", "dynadapt-float8"]
+        (tmp_path / "step-135m.json").write_text(kept)
     assert {row["choices"] for row in second["rows"] if row["provider"].startswith("dynadapt")} != {"none"}
     for row in second["rows"]:
         row["gpu"] = "another"
@@ -221,7 +249,7 @@ def test_a_cut_leaves_whole_comparisons(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "shapes", lambda tiny: shapes)
     monkeypatch.setattr(step, "NEEDS", {})
     monkeypatch.setattr(step, "_rates", lambda *_: {})
-    ran, left = [], [7.0]
+    ran, left = [], [8.0]
 
     def worker(c, folder, o):
         ran.append((o["provider"], o["streams"], o["segment"]))
@@ -238,11 +266,14 @@ def test_a_cut_leaves_whole_comparisons(tmp_path, monkeypatch):
         return record.data["status"]
 
     assert call() == "out of time"
-    providers = ("dynadapt", *step.PEERS)
-    assert ran == [("truth", 1, 512), *((p, 1, 512) for p in providers), ("dynadapt", 8, 512), (providers[1], 8, 512)]
+    providers, alone = (
+        ("dynadapt", *step.PEERS),
+        ("dynadapt", "peft-eager", "stacked-graph", "stacked-compile", "peft-liger"),
+    )  # what compiles for minutes later
+    assert ran == [("truth", 1, 512), *((p, 1, 512) for p in alone), ("dynadapt", 8, 512), (providers[1], 8, 512)]
     left[0] = 100
     call()
-    assert ran[:3] == [(providers[2], 8, 512), (providers[3], 8, 512), ("truth", 1, 2048)]
+    assert ran[:4] == [*((p, 8, 512) for p in providers[2:]), ("truth", 1, 2048)]
     assert ran[-3:] == [("dynadapt-float8", *shape) for shape in shapes]
     assert step.order(shapes, (), True)[-3:] == [(step.DEPENDENT, *shape) for shape in shapes]
 
@@ -253,6 +284,20 @@ def test_a_segment_without_a_truth_is_named_and_costs_one_try(tmp_path, monkeypa
     record = Record(tmp_path / "step-135m.json", "step-135m", "cpu")
     step.run(Campaign(tmp_path, "cpu"), record, "tiny")
     assert ran == ["truth"] and "OutOfMemoryError" in record.data["status"]
+
+
+def test_one_compiled_peer_has_the_products_of_cublas(monkeypatch):
+    """max-autotune may take longer than a call has; what is compared must be told apart by name."""
+    modes = {}
+    monkeypatch.setattr(stacked.Stacked, "__init__", lambda self, *_, mode=stacked.AUTOTUNED, **__: setattr(self, "mode", mode))
+    monkeypatch.setattr(step_worker, "random_weights", lambda *_: SimpleNamespace(config=None))
+    monkeypatch.setattr(step_worker, "prior_learner", lambda config: None)
+    for name in ("stacked-graph", "stacked-compile"):
+        peer = step_worker.PROVIDERS[name]({"model": "tiny", "device": "cpu", "streams": 1, "segment": 8}, torch.float32)
+        modes[name] = peer.step.__self__.mode
+    assert modes == {"stacked-graph": None, "stacked-compile": "max-autotune-no-cudagraphs"} and set(step.PEERS) < set(
+        step_worker.PROVIDERS
+    )
 
 
 # ---- a graph on either side

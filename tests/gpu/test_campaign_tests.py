@@ -6,13 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks.gpu import checks, summary, verdicts  # noqa: E402
+from benchmarks.gpu import campaign, checks, summary, verdicts  # noqa: E402
 from benchmarks.gpu.campaign import Campaign, Record  # noqa: E402
 from benchmarks.gpu.verdicts import Verdicts  # noqa: E402
 
@@ -51,7 +52,7 @@ def test_a_stopped_run_keeps_every_verdict_and_the_next_goes_on(tmp_path, monkey
     file.write_text(TESTS.format(seconds=0).replace("1 == 2", "1 == 1").replace("raise RuntimeError", "RuntimeError"))
     (row,) = stage(tmp_path, [file], resume=True)["rows"]
     assert row["status"] == 0 and row["tests"] == row["collected"] == 6 and row["failed_beside_others"] == ["test_bad", "test_broken"]
-    started = [json.loads(line) for line in (tmp_path / "core-tests.jsonl").read_text().splitlines() if '"started"' in line]
+    started = [json.loads(line) for line in (tmp_path / "tests.jsonl").read_text().splitlines() if '"started"' in line]
     again = [line["test"].split("::")[-1] for line in started]
     assert again.count("test_good") == 1 and again.count("test_bad") == again.count("test_hangs") == 2
     assert stage(tmp_path, [file], resume=True)["rows"][0]["status"] == 0
@@ -93,9 +94,9 @@ def pretended(monkeypatch, outcome):
 NAMES = [f"tests/gpu/test_{name}.py" for name in ("linear", "memory", "norm", "step", "update")]
 
 
-def run(tmp_path, resume=False):
-    record = Record(tmp_path / "core.json", "core", "cpu", resume)
-    checks._correctness(SimpleNamespace(out=tmp_path, device="cpu", tiny=False, left=1e9, room=lambda most: most), record, NAMES)
+def run(tmp_path, resume=False, stage="core", left=1e9):
+    record = Record(tmp_path / f"{stage}.json", stage, "cpu", resume)
+    checks._correctness(SimpleNamespace(out=tmp_path, device="cpu", tiny=False, left=left, room=lambda most: most), record, NAMES)
     return {row["file"]: row["status"] for row in record.data["rows"]}
 
 
@@ -119,12 +120,77 @@ def test_what_did_not_end_in_its_time_is_no_failure_and_runs_in_the_next_call(tm
     assert set(run(tmp_path, resume=True).values()) == {0} and runs == [["test_norm.py"]]
 
 
+def test_what_has_passed_with_other_code_runs_again(tmp_path, monkeypatch):
+    """A kernel that was mended between two calls has no verdict yet."""
+    runs = pretended(monkeypatch, lambda files, t: "failed" if "update" in t else "passed")
+    assert run(tmp_path)["test_update.py"] == 1
+    monkeypatch.setattr(campaign.code, "digest", lambda: "mended")
+    runs = pretended(monkeypatch, lambda files, t: "passed")
+    assert set(run(tmp_path, resume=True).values()) == {0}
+    assert runs == [["test_step.py"], ["test_linear.py", "test_memory.py", "test_norm.py", "test_update.py"]]
+    assert set(run(tmp_path, resume=True).values()) == {0} and len(runs) == 2
+
+
+def test_what_one_stage_has_passed_the_other_does_not_run_again(tmp_path, monkeypatch):
+    runs = pretended(monkeypatch, lambda files, t: "failed" if "update" in t else "passed")
+    run(tmp_path)
+    runs.clear()
+    assert run(tmp_path, resume=True, stage="correctness")["test_step.py"] == 0 and runs == [["test_update.py"]]
+
+
+def test_what_failed_before_a_cut_has_failed(tmp_path, monkeypatch):
+    """Also where the next call ends before it comes to it."""
+    pretended(monkeypatch, lambda files, t: "failed" if "update" in t else "passed")
+    run(tmp_path)
+    assert run(tmp_path, resume=True, left=1.0) == {**dict.fromkeys((Path(name).name for name in NAMES), 0), "test_update.py": 1}
+    assert json.loads((tmp_path / "core.json").read_text())["status"] == "out of time"
+
+
+def test_the_code_that_is_measured_is_told_from_another(tmp_path):
+    for folder in campaign.code.FOLDERS:
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "kernels" / "norm.py").write_text("a")
+    (tmp_path / "kernels" / "choices.json").write_text("{}")
+    digest = campaign.code.digest.__wrapped__
+    before = digest(tmp_path)
+    (tmp_path / "kernels" / "choices.json").write_text("measured")
+    assert digest(tmp_path) == before != campaign.code.digest()
+    (tmp_path / "kernels" / "norm.py").write_text("b")
+    assert digest(tmp_path) != before
+
+
 def test_files_of_verdicts_are_read_as_they_are_cut(tmp_path):
     (tmp_path / "v").write_text(
         '{"collected": ["t.py::a", "t.py::b"]}\n{"test": "t.py::a", "outcome": "passed"}\n{"test": "t.py::b", "outc'
     )
     assert Verdicts.read(tmp_path / "v").tests == {"t.py::a": "passed", "t.py::b": "collected"}
     assert Verdicts.read(tmp_path / "absent").tests == {}
+
+
+def test_core_has_the_tests_of_what_a_step_launches(monkeypatch):
+    """In either form of its linears, with its gradients together and alone."""
+    from triton.runtime import interpreter
+
+    from dynadapt import Adam, Engine, LoRA, SegmentMemory
+    from dynadapt.kernels import choices, lora_gradient
+    from dynadapt.model import random_model, tiny_config
+
+    launched = set()
+    noted = lambda executor, *_, **__: launched.add(executor.fn.__module__.rsplit(".", 1)[-1])  # noqa: E731
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", noted)
+    options = {"adapt": LoRA(2), "optimizer": Adam(), "memory": SegmentMemory(3), "segment": 3, "dtype": "fp32", "backend": "triton"}
+    for form in choices.FORMS:
+        monkeypatch.setattr(lora_gradient, "linears_fit", lambda *_: form == "fused")  # noqa: B023
+        with choices.force(form):
+            e = Engine(random_model(tiny_config("llama"), seed=0, std=0.1), **options)
+            for _ in range(2):
+                e.step(torch.ones(1, 4, dtype=torch.int64))
+    covered = [name.removeprefix("test_") for name in checks.CORE]
+    assert "linear_fused" in launched and "low_rank" in launched
+    assert not [name for name in launched - {"low_rank"} if not name.startswith(tuple(covered))]
+    names = [Path(file).stem for file in checks.test_files()]
+    assert set(checks.CORE) <= set(names) and "test_rounding" not in names
+    assert len(checks.batches([f for f in checks.test_files() if Path(f).stem in checks.CORE])) == 2
 
 
 def test_a_process_that_lost_the_device_ends_behind_its_test(monkeypatch):

@@ -22,9 +22,16 @@ def table(tmp_path, monkeypatch):
     choices.reload()
 
 
-@pytest.mark.parametrize("rows, form", [(1, "fused"), (512, "fused"), (1100, "fused"), (5000, "split"), (10**6, "split")])
+@pytest.mark.parametrize("rows, form", [(100, "fused"), (512, "fused"), (1100, "fused"), (5000, "split"), (32768, "split")])
 def test_the_nearest_measured_number_of_rows_decides(table, rows, form):
     assert choices.choose("linear_forward", rows, 64, 96, 16) == form
+
+
+@pytest.mark.parametrize("rows", [1, 64, 40000, 10**6])
+def test_a_measurement_far_away_decides_nothing(table, rows):
+    """As where a campaign was cut behind its smallest shape: the largest is served as if nothing had been measured."""
+    for otherwise in choices.FORMS:
+        assert choices.choose("linear_forward", rows, 64, 96, 16, otherwise) == otherwise
 
 
 @pytest.mark.parametrize("change", [{"op": "linear_backward"}, {"k": 65}, {"o": 64}, {"rank": 0}])

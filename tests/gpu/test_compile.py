@@ -123,7 +123,8 @@ def test_dependent_launches_only_where_they_were_asked_for(asked):
         "made = compile.build(reset.VARIANTS[0], 90)\n"
         "print(made.asm['ptx'].count('griddepcontrol.wait'), made.metadata.launch_pdl, common.FUSION.get('launch_pdl'))"
     )
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "DYNADAPT_DEPENDENT_LAUNCH": asked, "PYTHONPATH": str(Path(__file__).parents[2])}
+    path = os.pathsep.join(p for p in (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")) if p)
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "DYNADAPT_DEPENDENT_LAUNCH": asked, "PYTHONPATH": path}
     said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert said.stdout.split() == (["1", "True", "True"] if asked == "1" else ["0", "False", "None"]), said.stderr
 
@@ -139,3 +140,25 @@ def test_dependent_launches_are_asked_for_by_number(monkeypatch):
     monkeypatch.setattr(common.torch.cuda, "get_device_capability", lambda: (8, 0))
     with pytest.raises(ValueError, match="DYNADAPT_DEPENDENT_LAUNCH=1: GPU A has no dependent launches"):
         common._dependent_launch("1")
+
+
+def test_what_is_launched_with_wide_adapters_and_long_rows_is_compiled():
+    """Of slots' adapters also the products with A, whose parts are one; of attention heads of more than 128 in float32, with warps for their rows."""
+    import torch
+
+    from dynadapt.kernels import attention_forward, slot_adapters
+    from dynadapt.kernels.attention_parts import block_sizes
+
+    of_slots = {(v.kernel.__name__, v.constexprs["WHOLE"]) for v in slot_adapters.VARIANTS if "WHOLE" in v.constexprs}
+    assert of_slots == {(f"dynadapt_slot_{name}", whole) for name in ("shrink", "expand") for whole in (False, True)}
+    whole = {
+        v.constexprs["BR"]
+        for v in slot_adapters.VARIANTS
+        if v.constexprs.get("WHOLE") and v.signature["x" if "x" in v.signature else "u"] == "*bf16"
+    }
+    assert whole == {64}  # 3 x 16 rows are padded to 64 already
+    long = [v for v in attention_forward.VARIANTS if v.constexprs["D"] == 256 and v.signature["qkv"] == "*fp32"]
+    assert {arch for v in long for arch in v.archs} == {80, 90, 100} and {v.num_warps for v in long} == {8}
+    assert [block_sizes("forward", torch.float32, d, False, 90)[1]["num_warps"] for d in (128, 256)] == [4, 8]
+    few, many = (block_sizes("forward", torch.bfloat16, 256, large, 90) for large in (False, True))
+    assert few == many  # 64 rows over 4 warps would spill

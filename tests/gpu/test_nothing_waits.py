@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 importorskip("triton")
 from triton.runtime import interpreter  # noqa: E402
 
-from dynadapt import SGD, Adam, Engine, Full, LoRA, Overlap, RowSparse, SegmentMemory  # noqa: E402
+from dynadapt import SGD, Adam, Engine, Full, LoRA, Muon, Overlap, RowSparse, SegmentMemory  # noqa: E402
 from dynadapt.model import random_model, tiny_config  # noqa: E402
 
 from .compare import DEVICE  # noqa: E402
@@ -98,7 +98,7 @@ def reads_of(e, monkeypatch, call) -> list[str]:
     return device.read
 
 
-@mark.parametrize(
+OPTIONS = mark.parametrize(
     "options",
     [
         {},
@@ -112,10 +112,17 @@ def reads_of(e, monkeypatch, call) -> list[str]:
         {"adapt": LoRA(2, targets=["q", "head"])},
         {"adapt": RowSparse(0.3), "shared": True},
         {"adapt": Full(), "shared": True, "every": 2, "accumulate": True},
+        {"adapt": LoRA(2, keep_a=True), "optimizer": Muon(lr=0.01), "reset": "auto"},
+        {"adapt": LoRA(2, rate_pattern={"q": 0.5, "up": 0}, b_rate=4), "optimizer": SGD(lr=0.1, clip=0)},
+        {"adapt": LoRA(2, also=["norms"]), "batch": 1},
+        {"adapt": RowSparse(0.3, select="fixed")},
         {"adapt": None, "optimizer": None},
     ],
     ids=str,
 )
+
+
+@OPTIONS
 def test_the_host_reads_nothing_of_the_devices(options, monkeypatch):
     """Kernels leave things alone here: what they do inside is the interpreter's, and no host's."""
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda *_, **__: None)
@@ -124,6 +131,33 @@ def test_the_host_reads_nothing_of_the_devices(options, monkeypatch):
         e.step(text(step))
     for step in range(2, 5):
         assert reads_of(e, monkeypatch, lambda: e.step(text(step))) == []  # noqa: B023
+
+
+def made_of_the_hosts(monkeypatch, call) -> list[str]:
+    """How tensors were made of numbers of the host's: of pageable memory, which a graph that is being captured can't copy, and later replays would
+    not see change."""
+    found = []
+    with monkeypatch.context() as patch:
+        for name in ("tensor", "as_tensor", "from_numpy"):
+            patch.setattr(
+                torch, name, lambda *args, name=name, own=getattr(torch, name), **more: (found.append(name), own(*args, **more))[1]
+            )
+        call()
+    return found
+
+
+@OPTIONS
+def test_a_pass_makes_nothing_of_the_hosts_numbers(options, monkeypatch):
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda *_, **__: None)
+    e, found = engine(**options), []
+    for step in range(2):
+        e.step(text(step))
+    run = e.driver.step.run
+    e.driver.step.run = lambda *pass_: found.extend(made_of_the_hosts(monkeypatch, lambda: run(*pass_)))
+    for step in range(2, 4):
+        e.step(text(step))
+    assert found == []
+    assert made_of_the_hosts(monkeypatch, lambda: torch.tensor([1.0])) == ["tensor"]
 
 
 def test_reads_are_seen(monkeypatch):
