@@ -4,6 +4,7 @@ There dot products are cast to float32 first (kernels/common.py), and stores rou
 """
 
 from functools import partial
+from pathlib import Path
 
 import op_cases
 import pytest
@@ -31,3 +32,21 @@ def each(makes, sizes, dtypes=DTYPES):
 def real_sizes(makes, sizes, dtypes=(torch.bfloat16,)):
     """The same on a GPU alone."""
     return lambda test: pytest.mark.gpu(skip_without_gpu(each(makes, sizes, dtypes)(test)))
+
+
+# Files of tests that launch no kernel of ours, launch all of them, or look at what others launch.
+_OTHERS = (
+    "test_bounds_at_real_sizes",
+    "test_campaign",
+    "test_checked",
+    "test_choices",
+    "test_compile",
+    "test_emulator",
+    "test_rounding",
+    "test_sanitized",
+)
+
+
+def kernel_tests(but: tuple[str, ...] = ()) -> list[str]:
+    """Names of the files here whose tests launch kernels, without those in ``but``."""
+    return sorted(path.name for path in Path(__file__).parent.glob("test_*.py") if not path.stem.startswith((*_OTHERS, *but)))

@@ -7,19 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from .compare import DEVICE
+from .compare import DEVICE, kernel_tests
 
 HERE = Path(__file__).parent
-NO_KERNELS = {
-    "test_sanitized",
-    "test_checked",
-    "test_emulator",
-    "test_bounds_at_real_sizes",
-    "test_compile",
-    "test_campaign",
-    "test_choices",
-}
-FILES = sorted(path.name for path in HERE.glob("test_*.py") if path.stem not in NO_KERNELS)
+FILES = kernel_tests()
 QUICK = ("test_memory.py", "test_norm.py", "test_reset.py", "test_update.py")
 pytestmark = [pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter is off"), pytest.mark.timeout(3600)]
 

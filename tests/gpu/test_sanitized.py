@@ -9,15 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from .compare import skip_without_gpu
+from .compare import kernel_tests, skip_without_gpu
 
 ROOT = Path(__file__).parents[2]
 TOOL = shutil.which("compute-sanitizer")
-FILES = sorted(
-    p.name
-    for p in Path(__file__).parent.glob("test_*.py")
-    if p.stem not in ("test_sanitized", "test_compile", "test_campaign", "test_choices", "test_step")
-)
+FILES = kernel_tests(but=("test_step",))
 
 
 @pytest.mark.gpu
