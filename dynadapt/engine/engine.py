@@ -300,7 +300,8 @@ class Engine:
         row = adapter_start.row_of(self, stream, adapter, prior)
         self.calls.moving()
         old = self.state[stream]
-        self.state[stream] = StreamState(old.segments if self.accumulate else 0, old.since_reset, old.waiting)
+        waits_on = self.accumulate and row is None and self.reset_policy != "document"  # what waits counts towards the next update
+        self.state[stream] = StreamState(old.segments if waits_on else 0, old.since_reset, old.waiting)
         if self.decoder.memory is not None:
             self.decoder.memory.clear(stream)
         if row is not None:
