@@ -101,3 +101,8 @@ def test_a_gradient_that_is_not_finite_costs_its_own_update_alone(adapt, how):
     for row in text(3, 2, seed=3):
         assert e.step(row).isfinite().all()
     assert e.last.updated == [True, True] and e.skipped_updates == 1
+
+
+def test_explain_says_what_an_update_is_of():
+    said = "update every 3 segment(s) by the mean of their gradients; reset never"
+    assert said in engine().explain() and "mean of their gradients" not in engine(accumulate=False).explain() + engine(every=1).explain()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,19 @@ def test_documents_beside_each_other_equal_documents_alone(streams, settings, mo
         alone = run(eval_config(model_directory, [path], **settings), tmp_path / str(i), RunOptions(scores=True))
         np.testing.assert_allclose(rows["nll"][rows["document"] == i], scores_of(tmp_path / str(i))["nll"], rtol=1e-4)
         assert together["documents"][i]["tokens"] == alone["tokens"] and together["documents"][i]["bytes"] == alone["bytes"]
+
+
+@pytest.mark.parametrize("reset, every", [(16, 1), (32, 4), (17, 2)])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_resets_that_leave_no_update_are_said(reset, every, accumulate, model_directory, tmp_path):
+    config = eval_config(model_directory, [write(tmp_path / "a.txt", english(200))], every=every, accumulate=accumulate and every > 1)
+    said = f"reset {reset} with segments of 16{f' and every {every}' * (every > 1)}: weights go back before any update counts; nothing is learned"
+    static = run(config.with_(adapt="none"), tmp_path / "static")
+    with pytest.warns(UserWarning, match=f"^{said}$"):
+        assert run(config.with_(reset=reset), tmp_path / "nothing")["nll"] == static["nll"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(config.with_(reset=33, every=4), tmp_path / "some")["nll"] != static["nll"]
 
 
 def test_split_makes_streams_of_one_text(model_directory, tmp_path):
