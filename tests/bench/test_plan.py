@@ -140,7 +140,15 @@ def test_the_command_counts_the_steps_between_two_updates(accumulate, capsys, tm
     found = plan["between_updates"]
     assert code == 0 and f"2 of 3 steps {'add their gradient' if accumulate else 'score alone'}" in said and found["steps"] == 2
     engine = Engine(
-        random_model(config), LoRA(4), every=3, accumulate=accumulate, segment=8, dtype="fp32", backend="reference", static=False, recompute=False
+        random_model(config),
+        LoRA(4),
+        every=3,
+        accumulate=accumulate,
+        segment=8,
+        dtype="fp32",
+        backend="reference",
+        static=False,
+        recompute=False,
     )
     for flops in (found["flops"], found["flops"], plan["flops"]):
         engine.step(torch.zeros(1, 9, dtype=torch.int64))
