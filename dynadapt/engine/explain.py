@@ -114,7 +114,7 @@ def _base(engine) -> list[str]:
 
 def timed_steps(engine, steps: int = 3):
     """(a fresh twin of the engine, seconds a step, seconds by op) over ``steps`` steps of random tokens on the twin."""
-    plain = {"every": 1, "accumulate": False, "reset": "never", "slow": None, "learn_from": None}
+    plain = {"every": 1, "reset": "never", "slow": None, "learn_from": None}
     twin = type(engine)(engine.model, **{**engine.settings.arguments(), **plain})
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731

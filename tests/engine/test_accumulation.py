@@ -5,6 +5,7 @@ import torch
 from helpers import descended, descent_error
 
 from dynadapt import SGD, Adam, Engine, Full, LoRA, RowSparse
+from dynadapt.engine.explain import timed_steps
 from dynadapt.engine.plan import StreamState
 from dynadapt.model import random_model, tiny_config
 
@@ -106,3 +107,10 @@ def test_a_gradient_that_is_not_finite_costs_its_own_update_alone(adapt, how):
 def test_explain_says_what_an_update_is_of():
     said = "update every 3 segment(s) by the mean of their gradients; reset never"
     assert said in engine().explain() and "mean of their gradients" not in engine(accumulate=False).explain() + engine(every=1).explain()
+
+
+def test_the_step_that_is_timed_updates_as_the_engines_do():
+    """Not in the gradient kernels, which would be another step than the one that is explained."""
+    e = engine(static=True, optimizer=SGD(lr=0.1, clip=0.0))
+    twin, _, seconds = timed_steps(e, 1)
+    assert not e.driver.step.fused and {"lora_gradient", "update"} <= seconds.keys() and twin.updates == 3
