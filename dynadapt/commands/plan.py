@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dynadapt.common.options import add_settings
@@ -213,6 +214,8 @@ def run(arguments) -> int:
     console = Console(soft_wrap=True, highlight=False)
     show(console, config, prediction, trust, arguments.gpus, arguments.shared, fit, threads)
     plan = as_dict(config, prediction, trust, arguments.gpus, fit)
+    if config.every > 1 and config.adapt != "none":
+        plan["between_updates"] = show_between(console, config, between_updates(config, work, arguments.shared, threads), prediction)
     if config.levels:
         plan["slow_level"] = show_slow_level(console, planned_slow_level(config, shard), prediction)
     if arguments.explain:
@@ -280,6 +283,17 @@ def planned_work(config: EvalConfig, streams: int, shared: bool, threads: int | 
     positional, options = step_arguments(config, streams, shared, threads)
     work = step_work(*positional, **options, memory_only=memory_only)
     return planned_slow_level(config, streams, memory_only).with_step(work) if config.levels else work
+
+
+def between_updates(config: EvalConfig, step: Work, shared: bool, threads: int | None) -> Work:
+    """A step whose update is not due, of the streams of ``step``, whose update is: it scores alone, or with accumulate leaves the update out."""
+    from dynadapt.bench.plan.work import step_work
+
+    if config.accumulate:
+        ops = {name: op for name, op in step.ops.items() if name != "update"}
+        return replace(step, flops={**step.flops, "update": 0}, ops=ops)
+    positional, options = step_arguments(config, step.streams, shared, threads)
+    return step_work(*positional, **options, learn=False)
 
 
 def planned_slow_level(config: EvalConfig, streams: int, memory_only: bool = False) -> SlowLevelWork:
@@ -369,6 +383,20 @@ def show(
     console.print(_ops_table(p))
     if trust:
         console.print(_trust_table(trust))
+
+
+def show_between(console: Console, config: EvalConfig, work: Work, step: Prediction) -> dict:
+    """Prints what the steps between two updates take, of which the step above is none; returns it as plain data."""
+    from dynadapt.bench.plan.predict import predict
+
+    floor, others = predict(work, step.ceilings).floor, config.every - 1
+    mean = (step.floor + others * floor) / config.every
+    gflop = sum(n for phase, n in work.flops.items() if phase != "update") / 1e9
+    console.print(
+        f"every   {others} of {config.every} steps {'add their gradient and make no update' if config.accumulate else 'score alone'}: {gflop:,.1f} GFLOP, "
+        f"floor [bold]{_ms(floor)}[/]; over all {_ms(mean)} a step. The figures above are of a step that updates"
+    )
+    return {"steps": others, "flops": work.flops, "floor_seconds": floor, "mean_floor_seconds": mean}
 
 
 def show_slow_level(console: Console, slow: SlowLevelWork, step: Prediction) -> dict:

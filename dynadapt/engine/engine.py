@@ -71,7 +71,7 @@ class Engine:
         segment: T, the largest number of tokens a step scores per stream.
         shared: the S rows share one set of weights: the step is ordinary training on their mean loss.
         every: update at every k-th segment of a stream. The others pay for no backward, or, with
-            ``accumulate``, add their gradient to the update to come.
+            ``accumulate``, add their gradient to the update to come, which is by the mean of its k segments' (docs/learning.md).
         reset: back to the prior never, at each "document", every N tokens, or "auto", with a guard also
             ``Alarm``: part of the way, to the best of a ring of copies, with a lower rate for a while (adapt/resets.py).
         dtype: "bf16" or "fp32"; "fp64" on the reference backend; "auto": the fastest here that is at least as exact
@@ -300,7 +300,8 @@ class Engine:
         row = adapter_start.row_of(self, stream, adapter, prior)
         self.calls.moving()
         old = self.state[stream]
-        self.state[stream] = StreamState(old.segments if self.accumulate else 0, old.since_reset, old.waiting)
+        waits_on = self.accumulate and row is None and self.reset_policy != "document"  # what waits counts towards the next update
+        self.state[stream] = StreamState(old.segments if waits_on else 0, old.since_reset, old.waiting)
         if self.decoder.memory is not None:
             self.decoder.memory.clear(stream)
         if row is not None:

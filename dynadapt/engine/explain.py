@@ -12,6 +12,7 @@ from .arithmetic import why
 from .each_stream import said
 from .footprint import footprint_line
 from .needed_ops import needed_ops
+from .settings import NEVER
 
 
 def _delta_lines(engine) -> list[str]:
@@ -113,7 +114,7 @@ def _base(engine) -> list[str]:
 
 def timed_steps(engine, steps: int = 3):
     """(a fresh twin of the engine, seconds a step, seconds by op) over ``steps`` steps of random tokens on the twin."""
-    plain = {"every": 1, "accumulate": False, "reset": "never", "slow": None, "learn_from": None}
+    plain = {"every": 1, "reset": "never", "slow": None, "learn_from": None}
     twin = type(engine)(engine.model, **{**engine.settings.arguments(), **plain})
     generator = torch.Generator().manual_seed(0)
     tokens = lambda: torch.randint(engine.config.vocab_size, (engine.streams, engine.segment + 1), generator=generator)  # noqa: E731
@@ -161,10 +162,11 @@ def explain(engine, time: bool = False) -> str:
     ]
     if engine.learners:
         depth = "goes down to the embedding" if engine.lowest[0] < 0 else _lowest(engine)
+        mean = " by the mean of their gradients" if engine.accumulate and 1 < engine.every < NEVER else ""
         where = f"{engine.learned_parameters:,} parameters per {'model' if engine.shared else 'stream'}; backward {depth}"
         lines += [
             f"        {where}",
-            f"with:   {said(engine.optimizer)}; update every {engine.every} segment(s); reset {engine.reset_policy}",
+            f"with:   {said(engine.optimizer)}; update every {engine.every} segment(s){mean}; reset {engine.reset_policy}",
         ]
         lines += _ways(engine)
     if engine.hypergradient is not None:

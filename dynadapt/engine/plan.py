@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .settings import NEVER
+
 if TYPE_CHECKING:
     import torch
 
@@ -117,7 +119,8 @@ def _pass(settings, states, apart, rows, streams, counts, due, counted, factors)
     resets = []
     if settings.learns and isinstance(settings.reset, int):
         resets = [s for s, n in zip(streams, counts) if n > 0 and states[s].since_reset + n >= settings.reset]
-    learning = [n > 0 and (d or settings.accumulate) for d, n in zip(due, counted)]
+    adds = settings.accumulate and settings.every != NEVER  # to an update that comes
+    learning = [n > 0 and (d or adds) for d, n in zip(due, counted)]
     backward = settings.learns and any((learns or d) and s not in resets for learns, d, s in zip(learning, due, streams))
     total = sum(counted)
     shares = [1.0 / (total if settings.shared else n) * factor if learns else 0.0 for learns, n, factor in zip(learning, counted, factors)]

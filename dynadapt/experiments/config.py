@@ -482,6 +482,11 @@ def _check_together(config: EvalConfig) -> None:
         )
     if config.levels:
         _check_levels(config)
+    if config.accumulate and config.learn_from is not None and config.adapt != "none":
+        raise ConfigError(
+            f"learn_from {config.learn_from!r} with accumulate {config.accumulate!r}: an update of several segments' gradients would be made, or left "
+            "out, by the last one's scores; leave one of them out"
+        )
     if config.keep_prior and config.rates and config.adapt != "none":
         raise ConfigError(
             f"keep_prior {config.keep_prior!r} with rates {config.rates!r}: learners of different rates have no update in common; leave one of "

@@ -66,8 +66,9 @@ def run(
     loaded = cache(lambda: eval_model.load(config.model) if model is None else model)
     unwritten = isinstance(out, Unwritten)
     config = settled(config, None if unwritten else out, options.resume, loaded)
-    if isinstance(config.reset, int) and config.adapt != "none" and config.reset <= config.segment:
-        note(f"reset {config.reset} with segments of {config.segment}: weights go back before any update counts; nothing is learned")
+    if isinstance(config.reset, int) and config.adapt != "none" and config.every % -(-config.reset // config.segment) == 0:
+        due = f" and every {config.every}" * (config.every > 1)  # each update falls on a segment that resets
+        note(f"reset {config.reset} with segments of {config.segment}{due}: weights go back before any update counts; nothing is learned")
     directory = out if unwritten else RunDirectory(out, config.to_dict(), options.resume, options.scores, options.log)
     try:
         eval_texts.expect_texts(directory, sources, facts)

@@ -228,8 +228,9 @@ def write_results(runs: list[Run], json_path: Path, csv_path: Path) -> None:
         "updates",
         "skipped_updates",
     ]
-    keys = list(runs[0].config) if runs else []
-    rows = ([run.name, *(run.config[key] for key in keys), *(run.summary[name] for name in names)] for run in runs)
+    keys = list(dict.fromkeys(key for run in runs for key in run.config))  # a config.json leaves out what nobody set
+    whole = {run.name: {**vars(EvalConfig.from_dict(run.config)), **run.config} for run in runs}
+    rows = ([run.name, *(whole[run.name][key] for key in keys), *(run.summary[name] for name in names)] for run in runs)
     write_rows(csv_path, ["name", *keys, *names], rows)
 
 

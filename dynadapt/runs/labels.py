@@ -22,7 +22,7 @@ def describe(config: dict, varied: set[str]) -> str:
     parts = [learns(config), *remembers(config)]
     said = {"adapt", "rank", "density", "memory", "context"}
     if config.get("adapt") == "none":
-        said |= {"lr", "optimizer", "every", "decay", "clip", "reset", "targets", "layers", "alpha", "seed"}
+        said |= {"lr", "optimizer", "every", "accumulate", "decay", "clip", "reset", "targets", "layers", "alpha", "seed"}
     if not config.get("memory"):
         said |= {"sinks", "refresh"}
     for key in sorted(varied - said):

@@ -128,6 +128,35 @@ def test_the_command_counts_a_slow_level(capsys, monkeypatch, tmp_path):
     assert plan["slow_level"]["floor_seconds"] > plan["floor_seconds"]
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_the_command_counts_the_steps_between_two_updates(accumulate, capsys, tmp_path):
+    """As the engine's ledger does: they score alone, or leave the update out of what it takes."""
+    config = tiny_config("llama")
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(config)))
+    options = ("--every", "3", *["--accumulate"] * accumulate)
+    sizes = ("--rank", "4", "--segment", "8", "--memory", "0", "--dtype", "fp32", "--gpu", "h100", "--json", str(tmp_path / "plan.json"))
+    code, said = _plan(capsys, "--model", str(tmp_path), *sizes, *options)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    found = plan["between_updates"]
+    assert code == 0 and f"2 of 3 steps {'add their gradient' if accumulate else 'score alone'}" in said and found["steps"] == 2
+    engine = Engine(
+        random_model(config),
+        LoRA(4),
+        every=3,
+        accumulate=accumulate,
+        segment=8,
+        dtype="fp32",
+        backend="reference",
+        static=False,
+        recompute=False,
+    )
+    for flops in (found["flops"], found["flops"], plan["flops"]):
+        engine.step(torch.zeros(1, 9, dtype=torch.int64))
+        assert {phase: n for phase, n in flops.items() if n} == {phase: n for phase, n in engine.last.flops.items() if n}
+    assert found["floor_seconds"] < found["mean_floor_seconds"] < plan["floor_seconds"]
+    assert found["mean_floor_seconds"] == pytest.approx((plan["floor_seconds"] + 2 * found["floor_seconds"]) / 3)
+
+
 def test_traffic_of_one_product():
     config = tiny_config("llama", layers=1)
     op = step_work(config, segment=8, dtype=torch.float32).ops["linear_forward"]

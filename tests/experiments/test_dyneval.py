@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -152,15 +153,29 @@ def test_learning_lowers_the_loss_and_reports_the_gain(adapt, targets, model_dir
     assert learned["updates"] == len(events) and learned["flops"]["update"] > 0
 
 
-def test_documents_in_parallel_equal_documents_alone(model_directory, tmp_path):
+@pytest.mark.parametrize("streams, settings", [(3, {}), (1, {"every": 3}), (1, {"every": 3, "accumulate": True})], ids=str)
+def test_documents_beside_each_other_equal_documents_alone(streams, settings, model_directory, tmp_path):
     paths = [write(tmp_path / f"{i}.txt", english(60 + 20 * i, seed=i)) for i in range(3)]
-    config = eval_config(model_directory, paths, streams=3, reset="document")
+    config = eval_config(model_directory, paths, streams=streams, reset="document", **settings)
     together = run(config, tmp_path / "together", RunOptions(scores=True))
     rows = scores_of(tmp_path / "together")
     for i, path in enumerate(paths):
-        alone = run(eval_config(model_directory, [path]), tmp_path / str(i), RunOptions(scores=True))
+        alone = run(eval_config(model_directory, [path], **settings), tmp_path / str(i), RunOptions(scores=True))
         np.testing.assert_allclose(rows["nll"][rows["document"] == i], scores_of(tmp_path / str(i))["nll"], rtol=1e-4)
         assert together["documents"][i]["tokens"] == alone["tokens"] and together["documents"][i]["bytes"] == alone["bytes"]
+
+
+@pytest.mark.parametrize("reset, every", [(16, 1), (32, 4), (17, 2)])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_resets_that_leave_no_update_are_said(reset, every, accumulate, model_directory, tmp_path):
+    config = eval_config(model_directory, [write(tmp_path / "a.txt", english(200))], every=every, accumulate=accumulate and every > 1)
+    said = f"reset {reset} with segments of 16{f' and every {every}' * (every > 1)}: weights go back before any update counts; nothing is learned"
+    static = run(config.with_(adapt="none"), tmp_path / "static")
+    with pytest.warns(UserWarning, match=f"^{said}$"):
+        assert run(config.with_(reset=reset), tmp_path / "nothing")["nll"] == static["nll"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(config.with_(reset=33, every=4), tmp_path / "some")["nll"] != static["nll"]
 
 
 def test_split_makes_streams_of_one_text(model_directory, tmp_path):
@@ -237,7 +252,7 @@ CASES = {
     "lora and memory": dict(memory=20, sinks=2, words=(1500,)),
     "documents in streams": dict(streams=2, reset="document", words=(200, 500, 150, 300)),
     "rows by contrast": dict(adapt="rows", density=0.3, select="contrast", statistics="builtin:python-source", words=(1500,)),
-    "from all segments since the last update": dict(every=3, accumulate=True, words=(1500,)),
+    "from all segments since the last update": dict(every=4, accumulate=True, words=(1500,)),  # saved at every third: one to three wait
     "rows, every, auto reset, pipe": dict(adapt="rows", density=0.5, every=2, reset="auto", words=(1500,), pipe=True),
 }
 

@@ -95,6 +95,9 @@ def test_refused(root):
     ):
         with pytest.raises(ConfigError, match=names):
             config(root, **changes)
+    with pytest.raises(ConfigError, match="learn_from 'below=0.3' with accumulate True: .*; leave one of them out"):
+        config(root, learn_from="below=0.3", every=2, accumulate=True)
+    assert config(root, learn_from="below=0.3", every=2, accumulate=True, adapt="none").accumulate  # nothing learns
     with pytest.raises(ConfigError, match="learn_from .* with 2 processes"):
         _check(config(root, learn_from=RULE, reset="document"), 2)
     assert "learn_from" not in unmixed()

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
 import psutil
@@ -20,7 +22,7 @@ from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.plot import plot_runs
 from dynadapt.experiments.sweep import expand, read_sweep, run_sweep
 from dynadapt.runs.append_only import read_metrics
-from dynadapt.runs.labels import plain_static
+from dynadapt.runs.labels import labels_of, plain_static
 from dynadapt.runs.metrics import read_run
 from dynadapt.runs.rundir import RunError, RunNote
 
@@ -104,6 +106,21 @@ def test_a_sweep_runs_and_a_second_time_only_what_is_missing(base, tmp_path, cap
     assert [run["name"] for run in runs] == ["adapt=none", "adapt=lora"]
     rows = list(csv.DictReader(open(out / "sweep.csv")))
     assert [float(row["nll"]) for row in rows] == [run["summary"]["nll"] for run in runs]
+
+
+def test_a_table_has_the_settings_that_some_cells_leave_out(tmp_path):
+    """config.json says accumulate, learn_from and the like only where they are set, and the first cell may be one that does not."""
+    cells = [EvalConfig(every=4, **more) for more in ({}, {"accumulate": True}, {"learn_from": "below=0.3", "bos": "yes"})]
+    summary = defaultdict(int)
+    runs = [SimpleNamespace(name=str(i), config=cell.to_dict(), summary=summary) for i, cell in enumerate(cells)]
+    for order in (runs, runs[::-1]):
+        sweep.write_results(order, tmp_path / "sweep.json", tmp_path / "sweep.csv")
+        rows = sorted(csv.DictReader(open(tmp_path / "sweep.csv")), key=lambda row: row["name"])
+        assert [(row["every"], row["accumulate"], row["learn_from"], row["bos"]) for row in rows] == [
+            ("4", "False", "", "no"),
+            ("4", "True", "", "no"),
+            ("4", "False", "below=0.3", "yes"),
+        ]
 
 
 def test_cells_keep_scores_and_checkpoints_as_the_file_or_the_command_says(in_process, base, tmp_path, capfd, monkeypatch):
@@ -261,6 +278,13 @@ def test_differences_are_to_the_plain_static_run_with_the_shortest_segments(tmp_
     runs = [read_run(made_up_run(tmp_path / str(i), **{"adapt": "none", **changes})) for i, changes in enumerate(settings)]
     assert plain_static(runs) is runs[2]
     assert plain_static(runs[3:]) is None
+
+
+def test_a_label_says_what_counts(tmp_path):
+    runs = [{"adapt": "none"}, {"adapt": "lora", "rank": 2}, {"adapt": "lora", "rank": 2, "accumulate": True}]
+    runs.append({"adapt": "none", "accumulate": True, "memory": 8})
+    labels = labels_of([read_run(made_up_run(tmp_path / str(i), segment=16, every=4, **changes)) for i, changes in enumerate(runs)])
+    assert labels == ["static", "LoRA r2", "LoRA r2, accumulate", "static, memory 8"]
 
 
 def test_a_cut_last_line_is_left_out(tmp_path):
