@@ -41,7 +41,8 @@ inline int64_t panel_size(int64_t K) {
 inline int64_t panel_count(int64_t N) { return (N + kNR - 1) / kNR; }
 
 /// From one row of an A of our own making to the next, in elements: an odd number of cache lines, n elements and a few. Rows that lie
-/// a power of two apart, as turned tokens would, share a set of the first level of the cache, which holds fewer lines than a tile has rows.
+/// a power of two apart, as turned tokens would, share a set of the first level of the cache: 8 or 12 lines for the kNR rows that are
+/// written at once.
 template <class P>
 inline int64_t turned_stride(int64_t n) {
   constexpr int64_t line = 64 / sizeof(P);
