@@ -30,6 +30,7 @@ def timed(config: ReweightConfig, steps: int, out: Path) -> dict:
     made = [line for line in lines if line["kind"] == "step"]
     found = quantiles([line["seconds"] for line in made[int(WARM * len(made)) :]])
     a_run, flops = config.steps * found["median"], sum(made[-1]["flops"].values())
+    whole = RUNS_A_SEED["equal FLOPs too"] * a_run / 3600
     results = {
         "settings": {name: getattr(config, name) for name in ("scratch", "rows", "segment", "steps", "adapt", "dtype")},
         "threads": torch.get_num_threads(),
@@ -39,6 +40,7 @@ def timed(config: ReweightConfig, steps: int, out: Path) -> dict:
         "flops_a_second": flops / found["median"],
         "run_hours": a_run / 3600,
         "seed_hours": {name: runs * a_run / 3600 for name, runs in RUNS_A_SEED.items()},
+        "three_seeds": {"hours": 3 * whole, "days": 3 * whole / 24},
     }
     shutil.rmtree(folder / "run")
     write_results(folder, results, page(results))

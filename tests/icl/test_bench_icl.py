@@ -28,6 +28,14 @@ def test_nothing_is_timed_when_the_step_is_wrong():
         compare.check({"dynadapt": row}, {"fp32": {"errors": 1e-6, "gradient": 1e-6}}, bench.FLOOR)
 
 
+def test_in_bf16_peers_under_autocast_have_a_residual_in_float32():
+    row = {"provider": "dynadapt", "dtype": "bf16", "error": {"errors": 1.8e-3, "gradient": 1e-3}}
+    yardstick = {"bf16": {"errors": 0.9e-3, "gradient": 1e-3}}
+    compare.check({"dynadapt": row}, yardstick, bench.FLOOR, ours=2.0)
+    with pytest.raises(RuntimeError, match="errors differs from float64 by 0.0018, more than 0.001"):
+        compare.check({"dynadapt": row}, yardstick, bench.FLOOR)
+
+
 def test_what_does_not_fit_is_named():
     from dynadapt.cli import build_parser
 
