@@ -297,10 +297,10 @@ inline void quantize_columns(const float* wide, const int32_t* most, char* block
     memcpy(block + kScalesAt<Form> + 4 * n, &scale, sizeof scale);
     const float* from = wide + n;
     for (char* to = block + 4 * n; to < block + kScalesAt<Form>; to += 4 * kNR, from += Form::kStep * kNR) {
-      const auto q = [&](int r) { return nearest(load(from + r * kNR) * inverse); };
-      vint packed;
+      const auto q = [&](int r) { return (vuint)nearest(load(from + r * kNR) * inverse); };  // sums of bytes carry and wrap
+      vuint packed;
       if constexpr (Form::kStep == 4)
-        packed = q(0) + (q(1) << 8) + (q(2) << 16) + (q(3) << 24) + int32_t(0x80808080);  // 128 more in each byte
+        packed = q(0) + (q(1) << 8) + (q(2) << 16) + (q(3) << 24) + 0x80808080u;  // 128 more in each byte
       else
         packed = (q(0) & 0xffff) | (q(1) << 16);
       memcpy(to, &packed, sizeof packed);
