@@ -56,9 +56,8 @@ def _short(config: ReweightConfig, steps: int) -> ReweightConfig:
 
 def page(results: dict) -> str:
     settings, step = results["settings"], results["step_seconds"]
-    of = settings["scratch"] or settings["adapt"]
     lines = [
-        f"{of}, {settings['rows']} rows of {settings['segment']} tokens, {results['threads']} threads: "
+        f"{settings['scratch']}, {settings['rows']} rows of {settings['segment']} tokens, {results['threads']} threads: "
         f"{step['median']:.3f} s a step (20% to 80%: {step['p20']:.3f} to {step['p80']:.3f}), {results['flops_a_second'] / 1e12:.2f}e12 FLOPs a second",
         f"a run of {settings['steps']:,} steps: {clock(3600 * results['run_hours'])}",
         *(f"a seed of eight methods, {name}: {clock(3600 * hours)}" for name, hours in results["seed_hours"].items()),

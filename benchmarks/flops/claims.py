@@ -15,12 +15,10 @@ was known of overlap, update frequency, rows, full adaptation and fine-tuning.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from scipy.stats import rankdata
 
-from benchmarks.script import CONFIRMED, OPEN, REFUTED, judged
+from benchmarks.script import CONFIRMED, OPEN, REFUTED, judged, mean_error
 from dynadapt.experiments.reweight.power import seen
 
 from .cells import SEGMENT
@@ -36,8 +34,7 @@ def over_texts(values: list[float], margin: float = 0.0, below: bool = True, pla
     that is called so with a probability of 80%."""
     found = judged(values, margin, below)
     freedom = len(values) - 1
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if freedom else math.inf
-    found["seen_to_refute"] = seen(error, freedom, LEVEL / places) if freedom else None
+    found["seen_to_refute"] = seen(mean_error(values)[1], freedom, LEVEL / places) if freedom else None
     if found["verdict"] == REFUTED and found["p"] >= LEVEL / places:
         found["verdict"] = OPEN
     return found

@@ -98,12 +98,16 @@ class Tests:
             self.file.unlink(missing_ok=True)
         begin(self.file, record.code)
 
+    def of(self, file: str) -> Verdicts:
+        return Verdicts.read(self.file).of(Path(file).name)
+
     def known(self, file: str) -> bool:
-        return bool(Verdicts.read(self.file).of(Path(file).name).tests)
+        return bool(self.of(file).tests)
 
     def passed_whole(self, file: str) -> bool:
         """Whether every test of a file that was collected has passed, or was skipped."""
-        return self.known(file) and not Verdicts.read(self.file).of(Path(file).name).those("failed", "started", "collected")
+        found = self.of(file)
+        return bool(found.tests) and found.whole
 
     def run(self, files: list[str]) -> tuple[int | None, str]:
         """(status, output) of pytest on these files together."""
@@ -121,8 +125,8 @@ class Tests:
 
     def row(self, file: str, status: int | None, text: str) -> dict:
         """How one of the files that were run together went. ``status`` 0: all its tests have passed or were skipped, now or before."""
-        found = Verdicts.read(self.file).of(Path(file).name)
-        row, whole = found.row(), not found.those("failed", "started", "collected")
+        found = self.of(file)
+        row, whole = found.row(), found.whole
         if whole and (found.tests or status in (0, 1, 5)):  # 5: there was nothing left to run
             status = 0
         elif status is None:

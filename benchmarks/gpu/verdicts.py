@@ -134,6 +134,11 @@ class Verdicts:
     def those(self, *outcomes: str) -> list[str]:
         return [test for test, outcome in self.tests.items() if outcome in outcomes]
 
+    @property
+    def whole(self) -> bool:
+        """Whether every test that was collected has passed, or was skipped."""
+        return not self.those("failed", "started", "collected")
+
     def row(self) -> dict:
         failed = self.those("failed")
         return {
