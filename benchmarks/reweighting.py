@@ -164,7 +164,7 @@ def main() -> None:
     torch.set_num_threads(min(torch.get_num_threads(), 2))
     with going_on(arguments.out):
         if arguments.time:
-            print(time_page(timed(prepared("scratch", arguments).config, arguments.time, arguments.out)), end="")
+            print(time_page(timed(prepared("scratch", arguments), arguments.time, arguments.out)), end="")
             return
         for name in arguments.case if not arguments.report else ():
             train(name, arguments)

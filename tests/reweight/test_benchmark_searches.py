@@ -69,6 +69,12 @@ def test_a_timed_size_says_what_it_takes(tmp_path):
     assert found["run_hours"] == pytest.approx(3200 * median / 3600) and found["flops_a_second"] == pytest.approx(
         found["flops_a_step"] / median
     )
+    runs, small = found["runs_a_seed"], found["proxy"]
+    assert (small["size"], small["models"], small["steps"]) == ("2x64", 24, 640)
+    assert runs["proxies"] == pytest.approx(24 * 640 * small["step_seconds"]["median"] / (3600 * found["run_hours"]), rel=1e-4)
+    assert runs["equal tokens"] == pytest.approx(9.2 + runs["proxies"]) and runs["equal FLOPs too"] == pytest.approx(11.7 + runs["proxies"])
+    assert found["seed_hours"]["equal tokens"] == pytest.approx(runs["equal tokens"] * found["run_hours"])
+    assert "24 proxies of 2x64" in ran.stdout
     assert "a run of 3,200 steps" in ran.stdout and not (out / "time" / "run").exists()
     refused = subprocess.run([*command, "--time", "8"], capture_output=True, text=True, cwd=ROOT)
     assert (
