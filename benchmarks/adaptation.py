@@ -1,5 +1,5 @@
-"""Every verdict on adaptation that can't hurt: runs what guard.py, resets.py, levels.py, score_first.py and long_streams.py measure, and says in one table what
-came of it.
+"""Every verdict on adaptation that can't hurt: runs what guard.py, resets.py, levels.py, score_first.py, long_streams.py, learning_from.py and distillation.py
+measure, and says in one table what came of it.
 
     python benchmarks/adaptation.py                                   # the table of benchmarks/results, nothing is run
     python benchmarks/adaptation.py --write                           # and puts it where docs/adaptation.md marks its place
@@ -9,7 +9,8 @@ came of it.
 
 The rules are those of the scripts, fixed before their runs and said in full in each; the table has them in a few words. Power: where the unit is the text, how far
 from the rule's limit a true difference has to lie to be called with a probability of 80%, at the spread that was found; where every text has to hold, the share of
-texts for which it doesn't that would show with 80%. What has no results file is "not run".
+texts for which it doesn't that would show with 80%. Beside these, judging nothing: Holm's p over the comparisons of a claim on long streams, and intervals in which
+what is not independent counts once: manual pages in four languages, three places and splices of the same domains. What has no results file is "not run".
 
 What is run lies under --out, one directory a model and script, and the results files together in its "results".
 """
@@ -22,14 +23,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import guard, levels, resets, score_first  # noqa: E402
-from benchmarks.script import OPEN, power_shown, shown  # noqa: E402
+from benchmarks import distillation, guard, learning_from, levels, resets, score_first  # noqa: E402
+from benchmarks.script import OPEN, judged, mean_error, power_shown, shown  # noqa: E402
+from dynadapt.experiments.reweight.compare import holm  # noqa: E402
 from dynadapt.experiments.reweight.power import seen  # noqa: E402
 from dynadapt.runs.rundir import read_json  # noqa: E402
 
@@ -55,11 +57,13 @@ class Row:
 @dataclass(frozen=True)
 class Piece:
     """A script of this folder. ``results``: the stem of its results file. ``rows``: what of that file is a verdict. ``takes_model``: it has --model.
-    ``options``: what more its command line is given."""
+    ``fixed``: the commits that fixed its rules. ``changes``: what would change its verdicts. ``options``: what more its command line is given."""
 
     script: str
     results: str
     rows: Callable[[dict], list[Row]]
+    fixed: str = ""
+    changes: str = ""
     takes_model: bool = True
     options: tuple[str, ...] = ()
 
@@ -85,7 +89,13 @@ def of_guard(results: dict) -> list[Row]:
         found = f"largest {v[key]['largest_excess']:+.4f} ({v[key]['text']})"
         rows.append(Row(claim, f"no text more than {guard.WORSE} above static", v[key]["verdict"], found, all_hold(n), str(n)))
     mixed = v["no rate to guess"]
-    rows.append(judged_row("no rate to guess", f"at most {guard.BEHIND} behind the best of each text, Student", mixed))
+    row = judged_row("no rate to guess", f"at most {guard.BEHIND} behind the best of each text, Student", mixed)
+    domains: dict[str, list[float]] = {}
+    for of, value in zip(results["rows"], mixed["by_text"]):
+        domain, place, _ = of["text"].partition(",")
+        if place and not domain.startswith("splice"):
+            domains.setdefault(domain, []).append(value)
+    rows.append(replace(row, texts=f"{row.texts}; {of_fewer([mean_error(values)[0] for values in domains.values()], 'domains alone')}"))
     bound = v["the bound"]
     over = f"largest {bound['largest_over_the_bound']:+.5f} over"
     return [*rows, Row("the bound of a mixture", "no run above it", bound["verdict"], over, all_hold(n), f"{n}, {bound['runs']} runs")]
@@ -164,29 +174,133 @@ def of_score_first(results: dict) -> list[Row]:
     return rows
 
 
+def of_fewer(values: list[float], what: str) -> str:
+    """Mean and interval of values of which what is not independent has been made one; too few to judge."""
+    return f"{len(values)} {what}: {shown(judged(values), 4)}"
+
+
+def pages_as_one(values: list[float], texts: list[str]) -> list[float]:
+    """Of values by text: the manual pages' mean, and the others."""
+    pages = [value for value, text in zip(values, texts) if text.startswith("man-")]
+    return [value for value, text in zip(values, texts) if not text.startswith("man-")] + ([mean_error(pages)[0]] if pages else [])
+
+
+LONG = (  # of a claim's comparisons: what they are called, by what rule
+    ("5", "{online} as good as {static}, first {tokens:,} tokens", "below 0.01, Student"),
+    ("4", "{lora} worse than {full}, first {tokens:,} tokens", "above 0, Student"),
+    ("3b", "{online} below the static front", "below 0, Student"),
+    ("growth", "the gain of {online} grows along {tokens:,} tokens", "last less first 16,384 above 0, Student"),
+    ("kept", "the gain of {online} is kept along {tokens:,} tokens", "second less first half above -0.01, Student"),
+)
+
+
 def of_long(results: dict) -> list[Row]:
-    v = results["verdicts"]
-    rows = [judged_row(f"{r['online']} as good as {r['static']}, first {r['tokens']:,} tokens", "below 0.01, Student", r) for r in v["5"]]
-    rows += [judged_row(f"{r['lora']} worse than {r['full']}, first {r['tokens']:,} tokens", "above 0, Student", r) for r in v["4"]]
-    rows += [judged_row(f"{r['online']} below the static front", "below 0, Student", r) for r in v["3b"]]
-    rows += [
-        judged_row(f"the gain of {r['online']} grows along {r['tokens']:,} tokens", "last less first 16,384 above 0, Student", r)
-        for r in v["growth"]
-    ]
-    rows += [
-        judged_row(f"the gain of {r['online']} is kept along {r['tokens']:,} tokens", "second less first half above -0.01, Student", r)
-        for r in v["kept"]
-    ]
+    rows, texts = [], list(results["texts"])
+    for claim, called, rule in LONG:
+        found = results["verdicts"][claim]
+        for of, together in zip(found, holm([of["p"] for of in found])):
+            row = judged_row(called.format(**of), rule, of)
+            p = f", p {of['p']:.4f}" + (f" (of {len(found)} together {together:.4f})" if len(found) > 1 else "")
+            fewer = of_fewer(pages_as_one(of["by_text"], texts), "with the manual pages as one")
+            rows.append(replace(row, found=row.found + p, texts=f"{row.texts}; {fewer}"))
+    return rows
+
+
+def with_interval(claim: str, rule: str, verdict: str, found: dict, texts: int, ends: tuple[str, str] = ("low", "high")) -> Row:
+    """Of a mean and its 95% interval over texts."""
+    low, high = (found[end] for end in ends)
+    error = (high - low) / 2 / float(resets.student.ppf(1 - CHECKED / 2, texts - 1))
+    return Row(
+        claim, rule, verdict, f"{found['mean']:+.4f} [{low:+.4f}, {high:+.4f}]", f"{seen(error, texts - 1, CHECKED):.4f}", str(texts)
+    )
+
+
+def of_learning_from(results: dict) -> list[Row]:
+    rows = []
+    for arm, found in results["verdicts"].items():
+        n = found["texts"]
+        if kept := found.get("kept"):
+            part = f"{learning_from.KEPT:.0%} of what learning from all gains"
+            rows.append(with_interval(f"{arm} keeps {part}", f"gain less {part} above 0, Student", kept["says"], kept, n))
+            passes = f"{found['passes']:.0%}"
+            rows.append(
+                Row(f"{arm}: few passes", f"at most {learning_from.PASSES:.0%} of the backward passes", found["few"], passes, "-", str(n))
+            )
+        if beside := found.get("beside_all"):
+            rule = f"better by {learning_from.BETTER} on {learning_from.MOST} texts"
+            rows.append(with_interval(f"{arm} beside one rate", f"{rule}, counted", found["verdict"], beside, n))
+    return rows
+
+
+def of_distillation(results: dict) -> list[Row]:
+    v, ends = results["verdicts"], ("from", "to")
+    n, rows = v["texts"], []
+    for arm in ("distilled", "distilled, 4th"):
+        claim = f"{arm}: half of what memory gains is kept without it"
+        rows.append(with_interval(claim, "gain less half of memory's above 0, Student", v[arm]["verdict"], v[arm]["beyond_half"], n, ends))
+    for arm in ("keep", "keep, 4x"):
+        half = "forgotten less half of what is without it below 0, Student"
+        rows.append(with_interval(f"{arm}: half is forgotten", half, v[arm]["verdict"], v[arm]["beyond_half"], n, ends))
+        cost = f"at most {distillation.COST} on the text, Student"
+        both = OPEN if v[arm]["verdict"] == "open" else v[arm]["verdict"]
+        rows.append(with_interval(f"{arm}: what it costs", cost, f"{both} (both together)", v[arm]["cost"], n, ends))
     return rows
 
 
 PIECES = (
-    Piece("guard", "guard", of_guard),
-    Piece("resets", "resets", of_resets),
+    Piece(
+        "guard",
+        "guard",
+        of_guard,
+        '480b7ce; "no rate to guess" by an interval since the runs, which is stricter',
+        "other models, longer streams, texts whose better expert changes often",
+    ),
+    Piece(
+        "resets",
+        "resets",
+        of_resets,
+        "fbf138b; Student's intervals since the first runs (490dc9b), which are stricter; false alarms take segments as independent",
+        "an oracle at the lower rate, segments of 512 (`--design long`)",
+    ),
     Piece("resets", "resets-long", of_resets, options=("--design", "long")),
-    Piece("levels", "levels", of_levels),
-    Piece("score_first", "score-first", of_score_first, takes_model=False),
-    Piece("long_streams", "long-streams", of_long),
+    Piece(
+        "levels",
+        "levels",
+        of_levels,
+        "5642bf3, with smaller sizes by 780e870 and e865889, before a judged text was scored",
+        "a slow level that learns from a part of the tokens, more updates than eight, rates beyond the end of the grid",
+    ),
+    Piece(
+        "score_first",
+        "score-first",
+        of_score_first,
+        "20a2189 and 916b488; a larger model by abff654, before it scored a document",
+        "the contest's own model and documents, a window of 2,048",
+        takes_model=False,
+    ),
+    Piece(
+        "long_streams",
+        "long-streams",
+        of_long,
+        "28fb978, cfb802c (rates on 8,192 tokens) and 6aa2815 (131,072 tokens); static memories of 6,144 and 7,676 by 61a7ae6, when the other arms had been run",
+        "more texts, other models, rates chosen on longer texts",
+    ),
+    Piece(
+        "learning_from",
+        "learning-from",
+        of_learning_from,
+        "18b0f3e and 0b2f2d0",
+        "a higher rate for fewer updates, other segments, more or longer texts",
+        takes_model=False,
+    ),
+    Piece(
+        "distillation",
+        "distillation",
+        of_distillation,
+        "d87ad3f; that nothing is judged where nothing is forgotten by b8b6b01, when five arms had been run",
+        "texts that repeat what was taught, other shares, more updates a segment",
+        takes_model=False,
+    ),
 )
 
 
@@ -213,7 +327,7 @@ def table(folder: Path) -> str:
             for row in piece.rows(results):
                 cells = [row.claim, row.rule, OPEN if row.verdict == "open" else row.verdict, row.found, row.power, row.texts]
                 lines.append(f"| {' | '.join(cells)} |")
-            lines.append("")
+            lines += ["", f"Rules of {piece.fixed}. What would change it: {piece.changes}.", ""] if piece.fixed else [""]
     return "\n".join(lines).rstrip() + "\n"
 
 
