@@ -90,12 +90,8 @@ def of_guard(results: dict) -> list[Row]:
         rows.append(Row(claim, f"no text more than {guard.WORSE} above static", v[key]["verdict"], found, all_hold(n), str(n)))
     mixed = v["no rate to guess"]
     row = judged_row("no rate to guess", f"at most {guard.BEHIND} behind the best of each text, Student", mixed)
-    domains: dict[str, list[float]] = {}
-    for of, value in zip(results["rows"], mixed["by_text"]):
-        domain, place, _ = of["text"].partition(",")
-        if place and not domain.startswith("splice"):
-            domains.setdefault(domain, []).append(value)
-    rows.append(replace(row, texts=f"{row.texts}; {of_fewer([mean_error(values)[0] for values in domains.values()], 'domains alone')}"))
+    placed = [(row["text"], value) for row, value in zip(results["rows"], mixed["by_text"]) if not row["text"].startswith("splice")]
+    rows.append(replace(row, texts=f"{row.texts}; {of_fewer(by_domain(placed), 'domains alone')}"))
     bound = v["the bound"]
     over = f"largest {bound['largest_over_the_bound']:+.5f} over"
     return [*rows, Row("the bound of a mixture", "no run above it", bound["verdict"], over, all_hold(n), f"{n}, {bound['runs']} runs")]
@@ -165,10 +161,15 @@ def of_score_first(results: dict) -> list[Row]:
         less, n = found["memory_less_window_again"], found["documents"]
         low, high = less["interval"]
         error = (high - low) / 2 / float(resets.student.ppf(1 - CHECKED / 2, n - 1))
+        apart = [
+            (row["text"], row["arms"][f"memory, {rate:g}"]["bits_per_byte"] - row["arms"][f"window again, {rate:g}"]["bits_per_byte"])
+            for row in results["rows"]
+        ]
         rows.append(
             Row(
                 f"memory in place of the window run again, rate {rate:g}", f"at most {score_first.NEAR} bits per byte behind, {score_first.FEWER} times fewer FLOPs",
-                found["verdict"], f"{less['mean']:+.4f} [{low:+.4f}, {high:+.4f}], {found['flops_ratio']:.1f} times", f"{seen(error, n - 1, CHECKED):.4f}", str(n),
+                found["verdict"], f"{less['mean']:+.4f} [{low:+.4f}, {high:+.4f}], {found['flops_ratio']:.1f} times", f"{seen(error, n - 1, CHECKED):.4f}",
+                f"{n}; {of_fewer(by_domain(apart), 'domains')}",
             )
         )  # fmt: skip
     return rows
@@ -177,6 +178,16 @@ def of_score_first(results: dict) -> list[Row]:
 def of_fewer(values: list[float], what: str) -> str:
     """Mean and interval of values of which what is not independent has been made one; too few to judge."""
     return f"{len(values)} {what}: {shown(judged(values), 4)}"
+
+
+def by_domain(found: list[tuple[str, float]]) -> list[float]:
+    """The mean of each domain's values; found: (what the text is called, its value), "DOMAIN, PLACE" or else no domain's."""
+    domains: dict[str, list[float]] = {}
+    for text, value in found:
+        domain, place, _ = text.partition(",")
+        if place:
+            domains.setdefault(domain, []).append(value)
+    return [mean_error(values)[0] for values in domains.values()]
 
 
 def pages_as_one(values: list[float], texts: list[str]) -> list[float]:
