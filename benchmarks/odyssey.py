@@ -26,7 +26,7 @@ Rules, of each condition for itself, fixed when LoRA at its usual rate and at fi
   three; else not decided;
 - all three are confirmed or refuted where the domains whose texts chose no default say the same by themselves; else not decided. (Added when all conditions
   had been run, by which claim 10 at 4e-3, confirmed over all nine, and claim 11 at 1e-2, refuted over all nine, are not decided.)
-- 10 refuted means that none of these domains got worse. Beside it the share of such domains that could, with 95% (Clopper and Pearson, one side); so beside
+- beside 10 the least share of such domains getting worse at which it is confirmed with 80%. 10 refuted means that none of these domains got worse; beside it the share of such domains that could, with 95% (Clopper and Pearson, one side); so beside
   12 refuted the share of domains that got worse by a handful.
 - the advice, in each condition: it tells more than one answer for all domains where it is right more often than the better of "always adapt" and "never adapt",
   over the domains where these differ from it, by a sign test with p < 0.05.
@@ -202,6 +202,7 @@ def claims(rows: list[dict]) -> dict:
             "worse": [row["domain"] for row in hurt],
             "share_at_most": share_at_most(len(hurt), len(whole)),
             "share_at_most, untuned": share_at_most(len(untuned(hurt)), len(untuned(whole))),
+            "share seen with 80%": seen_share(*sizes),
             "diverged": [row["domain"] for row in rows if row not in whole],
         },
         "11": nearness,
@@ -254,6 +255,24 @@ def share_at_most(count: int, of: int) -> float:
     from scipy.stats import beta
 
     return float(beta.ppf(1 - LEVEL, count + 1, of - count)) if count < of else 1.0
+
+
+@cache
+def seen_share(domains: int, untuned: int) -> float | None:
+    """The least share of such domains that get worse, in steps of 1%, at which verdict 10's rule says confirmed with a probability of 80%: enough of all domains, and
+    of the untuned among them; None where none is."""
+    from scipy.stats import binom
+
+    enough = lambda n: next((k for k in range(1, n + 1) if binom.sf(k - 1, n, CHANCE) < LEVEL), n + 1)  # noqa: E731
+    of_all, of_untuned = enough(domains), enough(untuned)
+    for percent in range(1, 101):
+        chance = lambda k, n: binom.pmf(k, n, percent / 100)  # noqa: B023, E731
+        called = sum(
+            chance(k, untuned) * binom.sf(of_all - k - 1, domains - untuned, percent / 100) for k in range(of_untuned, untuned + 1)
+        )
+        if called >= 0.8:
+            return percent / 100
+    return None
 
 
 def untuned(rows: list[dict]) -> list[dict]:
@@ -438,7 +457,8 @@ def _said(found: dict) -> list[str]:
         + (f" (a true correlation of {seen:g} would show with 80%)" if seen else " (no true correlation below 1 shows with 80%")
         + ("" if seen else ")" if strong is None else f"; one of {SHOWN:g} with {strong:.0%})")
         + f", claim 12 {said['12']}; the advice beside one answer for all domains {said['advice']}.",
-        f"- Claim 10: {len(worse)} of {domains} domains got worse{named}{unseen}; those whose texts chose defaults are {', '.join(TUNED)}.",
+        f"- Claim 10: {len(worse)} of {domains} domains got worse{named}{unseen}; those whose texts chose defaults are {', '.join(TUNED)}."
+        + (f" Confirmed with 80% where {ten['share seen with 80%']:.0%} of such domains get worse." if ten["share seen with 80%"] else ""),
     ]
     if found["10"]["diverged"]:
         lines.append(f"- Diverged (above ln V), and judged by no claim: {', '.join(found['10']['diverged'])}.")

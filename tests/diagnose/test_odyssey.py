@@ -36,9 +36,12 @@ def test_claims_count_what_got_worse_and_rank_what_it_goes_with():
     found = odyssey.claims(rows)
     at_most = found["10"].pop("share_at_most")
     assert found["10"].pop("share_at_most, untuned") == at_most
+    least = found["10"].pop("share seen with 80%")
+    seen = [1 - (1 - q) ** 5 - 5 * q * (1 - q) ** 4 for q in (least - 0.01, least)]  # that two of five or more get worse: one would not do
+    assert seen[0] < 0.8 <= seen[1] and odyssey.seen_share(9, 6) > odyssey.seen_share(9, 9)
     assert found["10"] == {"domains": 5, "worse": ["d3", "d4"], "diverged": []} and set(found["12"]) == {"d3", "d4"}
     assert sum(math.comb(5, k) * at_most**k * (1 - at_most) ** (5 - k) for k in range(3)) == pytest.approx(0.05)  # of two of five or fewer
-    found["10"] |= {"share_at_most": at_most, "share_at_most, untuned": at_most}
+    found["10"] |= {"share_at_most": at_most, "share_at_most, untuned": at_most, "share seen with 80%": least}
     near = found["11"]["nearness by bits per byte"]
     assert near["rho"] == pytest.approx(1.0) and near["interval"][1] == pytest.approx(1.0) and near["p"] < 0.05
     assert found["11"]["nearness by divergence"]["rho"] == pytest.approx(-1.0)
@@ -57,7 +60,7 @@ def test_what_diverged_is_no_harm_and_takes_part_in_no_claim():
     without = odyssey.claims(rows)
     rows += [row(4, 9.0, "diverged"), {**row(5, 14.8, "hurts broadly"), "perplexity": {"before": 27.0, "after": 7e7}}]
     found = odyssey.claims(rows)
-    shares = {"share_at_most": 1.0, "share_at_most, untuned": 1.0}
+    shares = {"share_at_most": 1.0, "share_at_most, untuned": 1.0, "share seen with 80%": odyssey.seen_share(4, 4)}
     assert found["10"] == {"domains": 6, "worse": ["d0", "d1", "d2", "d3"], **shares, "diverged": ["d4", "d5"]}
     assert (found["11"], found["12"]) == (without["11"], without["12"])
     lines = odyssey.markdown({"conditions": {"hot": {"rows": rows, "claims": found}}})
