@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import adaptation, guard, levels, resets, script  # noqa: E402
+from benchmarks import adaptation, adaptation_rows, guard, levels, resets, script  # noqa: E402
 
 
 def cells(worth: dict[str, float], flops: dict[str, float], noise: float = 0.001, domains: int = 6) -> dict:
@@ -157,10 +157,10 @@ def test_what_has_no_results_is_not_run(tmp_path):
 
 def test_what_is_not_independent_counts_once_beside_the_verdict():
     texts = ["man-french", "code", "man-german", "log"]
-    assert adaptation.pages_as_one([1.0, 2.0, 3.0, 4.0], texts) == [2.0, 4.0, 2.0]
-    assert adaptation.pages_as_one([2.0, 4.0], ["code", "log"]) == [2.0, 4.0]
-    assert adaptation.by_domain([("a, first", 1.0), ("b, first", 4.0), ("a, last", 3.0), ("one sentence", 9.0)]) == [2.0, 4.0]
-    long = adaptation.of_long(json.loads((RESULTS / "long-streams.json").read_text()))
+    assert adaptation_rows.pages_as_one([1.0, 2.0, 3.0, 4.0], texts) == [2.0, 4.0, 2.0]
+    assert adaptation_rows.pages_as_one([2.0, 4.0], ["code", "log"]) == [2.0, 4.0]
+    assert adaptation_rows.by_domain([("a, first", 1.0), ("b, first", 4.0), ("a, last", 3.0), ("one sentence", 9.0)]) == [2.0, 4.0]
+    long = adaptation_rows.of_long(json.loads((RESULTS / "long-streams.json").read_text()))
     four = next(row for row in long if row.claim.startswith("lora-memory-512 worse than full") and "65,536" in row.claim)
     assert four.verdict == "confirmed" and "p 0.0414 (of 4 together 0.1657)" in four.found  # Holm's: the least of four p's by four
     assert four.texts == "8; 5 with the manual pages as one: +0.0192 [-0.0130, +0.0513]"
@@ -169,7 +169,7 @@ def test_what_is_not_independent_counts_once_beside_the_verdict():
 def test_intervals_give_back_the_power_of_their_differences():
     values = [0.1, 0.14, 0.09, 0.2, 0.12, 0.16]
     found = script.judged(values)
-    row = adaptation.with_interval("c", "r", "v", found, 6)
+    row = adaptation_rows.with_interval("c", "r", "v", found, 6)
     assert float(row.power) == pytest.approx(found["seen_with_80%"], abs=1e-4) and row.found == script.shown(found, 4)
 
 
