@@ -1,5 +1,5 @@
-"""Every verdict on adaptation that can't hurt: runs what guard.py, resets.py, levels.py, score_first.py and long_streams.py measure, and says in one table what
-came of it.
+"""Every verdict on adaptation that can't hurt: runs what guard.py, resets.py, levels.py, score_first.py, long_streams.py, learning_from.py and distillation.py
+measure, and says in one table what came of it.
 
     python benchmarks/adaptation.py                                   # the table of benchmarks/results, nothing is run
     python benchmarks/adaptation.py --write                           # and puts it where docs/adaptation.md marks its place
@@ -9,7 +9,8 @@ came of it.
 
 The rules are those of the scripts, fixed before their runs and said in full in each; the table has them in a few words. Power: where the unit is the text, how far
 from the rule's limit a true difference has to lie to be called with a probability of 80%, at the spread that was found; where every text has to hold, the share of
-texts for which it doesn't that would show with 80%. What has no results file is "not run".
+texts for which it doesn't that would show with 80%. Beside these, judging nothing: Holm's p over the comparisons of a claim on long streams, and intervals in which
+what is not independent counts once: manual pages in four languages, three places and splices of the same domains. What has no results file is "not run".
 
 What is run lies under --out, one directory a model and script, and the results files together in its "results".
 """
@@ -28,38 +29,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import guard, levels, resets, score_first  # noqa: E402
-from benchmarks.script import OPEN, power_shown, shown  # noqa: E402
-from dynadapt.experiments.reweight.power import seen  # noqa: E402
+from benchmarks import levels  # noqa: E402
+from benchmarks.adaptation_rows import Row, of_distillation, of_guard, of_learning_from, of_levels, of_long, of_resets, of_score_first  # noqa: E402
+from benchmarks.script import OPEN  # noqa: E402
 from dynadapt.runs.rundir import read_json  # noqa: E402
 
 MODELS = ("smollm2-135m", "gemma3-270m")
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "adaptation.md"
 BLOCK = re.compile(r"(<!-- adaptation\.py: (\w+) -->\n)(.*?)(<!-- end -->)", re.S)
 HEAD = ("claim", "rule", "verdict", "found", "power", "texts")
-WORST, CHECKED = 0.8, 0.05  # power that is wanted, and the level of Student's intervals
-
-
-@dataclass(frozen=True)
-class Row:
-    """One verdict, in words."""
-
-    claim: str
-    rule: str
-    verdict: str
-    found: str
-    power: str
-    texts: str
 
 
 @dataclass(frozen=True)
 class Piece:
     """A script of this folder. ``results``: the stem of its results file. ``rows``: what of that file is a verdict. ``takes_model``: it has --model.
-    ``options``: what more its command line is given."""
+    ``fixed``: the commits that fixed its rules. ``changes``: what would change its verdicts. ``options``: what more its command line is given."""
 
     script: str
     results: str
     rows: Callable[[dict], list[Row]]
+    fixed: str = ""
+    changes: str = ""
     takes_model: bool = True
     options: tuple[str, ...] = ()
 
@@ -67,126 +57,60 @@ class Piece:
         return folder / f"{self.results}{'' if model == MODELS[0] or not self.takes_model else '-' + model}.json"
 
 
-# ---- what each script's results say
-
-
-def all_hold(n: int) -> str:
-    """Of a rule that every one of n texts has to keep."""
-    return f"{1 - (1 - WORST) ** (1 / n):.0%} of texts"
-
-
-def of_guard(results: dict) -> list[Row]:
-    v, n = results["verdicts"], len(results["rows"])
-    rows = []
-    for claim, key in (
-        ("a guard: never worse", "never worse, guarded"),
-        ("the same at 10 times the rate", "never worse, guarded, ten times the rate"),
-    ):
-        found = f"largest {v[key]['largest_excess']:+.4f} ({v[key]['text']})"
-        rows.append(Row(claim, f"no text more than {guard.WORSE} above static", v[key]["verdict"], found, all_hold(n), str(n)))
-    mixed = v["no rate to guess"]
-    rows.append(judged_row("no rate to guess", f"at most {guard.BEHIND} behind the best of each text, Student", mixed))
-    bound = v["the bound"]
-    over = f"largest {bound['largest_over_the_bound']:+.5f} over"
-    return [*rows, Row("the bound of a mixture", "no run above it", bound["verdict"], over, all_hold(n), f"{n}, {bound['runs']} runs")]
-
-
-def of_resets(results: dict) -> list[Row]:
-    v, rows = results["verdicts"], []
-    for arm, found in v["spliced"].items():
-        if arm in ("static", "never", "lower") or arm.endswith("oracle"):
-            continue
-        n = found["texts"]
-        rows.append(
-            Row(
-                f"reset {arm}: as good as an oracle", f"at most {resets.BEHIND} behind it, Student", found["verdict"],
-                f"{found['behind_oracle']:+.4f} ± {found['error']:.4f}", f"{seen(found['error'], n - 1, CHECKED):.4f}", f"{n} spliced",
-            )
-        )  # fmt: skip
-    for what, claim in (
-        ("the alarm's part", "an alarm is worth more than the lower rate behind it"),
-        ("a reset at the lower rate", "a reset at each splice helps at the lower rate too"),
-    ):
-        arm = resets.BESIDE_LOWER[what]
-        rule = f"{arm} less lower below 0, Student"
-        if part := v.get(what):
-            n, found = part["texts"], f"{part[f'{arm}_less_lower']:+.4f} ± {part['error']:.4f}"
-            rows.append(Row(claim, rule, part["verdict"], found, f"{seen(part['error'], n - 1, CHECKED):.4f}", f"{n} spliced"))
-        elif arm != "lower-oracle":  # only one design has it
-            rows.append(Row(claim, rule, "not run", "", "", ""))
-    needed = resets.poisson(0, upper=True) * resets.SEGMENTS / resets.FALSE
-    for kind in resets.KINDS:
-        rule = f"under {resets.FALSE:.0%} in {resets.SEGMENTS} segments"
-        if kind not in v["stationary"]:
-            rows.append(Row(f"few false alarms, {kind}", rule, "not run", "", "", ""))
-        for arm, found in v["stationary"].get(kind, {}).items():
-            texts = len([row for row in results["rows"] if row["kind"] == kind and arm in row["arms"]])
-            rows.append(
-                Row(
-                    f"few false alarms, {kind}: {arm}", rule, found["verdict"], f"{found['alarms']} in {found['segments']} segments",
-                    f"confirms from {needed:,.0f} on", str(texts),
-                )
-            )  # fmt: skip
-    return rows
-
-
-def judged_row(claim: str, rule: str, found: dict, verdict: str | None = None) -> Row:
-    """Of what ``script.judged`` gives."""
-    return Row(claim, rule, verdict or found["verdict"], shown(found, 4), power_shown(found, 4), str(found["texts"]))
-
-
-def of_levels(results: dict) -> list[Row]:
-    v = results["verdicts"]
-    beside = f"beside {v['best_pair']}"
-    nats = judged_row(f"three levels {beside}", f"better by {levels.MARGIN}, Student", v["nats"])
-    flops = f"{v['flops']['ratio']:.2f} times"
-    n = nats.texts
-    return [
-        nats,
-        Row("what the third level costs", f"at most {levels.COST} times the FLOPs", v["flops"]["verdict"], flops, "-", n),
-        Row("both together", "both confirmed", v["verdict"], "", "-", n),
-    ]
-
-
-def of_score_first(results: dict) -> list[Row]:
-    rows = []
-    for rate in score_first.RATES:
-        found = results["results"][f"{rate:g}"]
-        less, n = found["memory_less_window_again"], found["documents"]
-        low, high = less["interval"]
-        error = (high - low) / 2 / float(resets.student.ppf(1 - CHECKED / 2, n - 1))
-        rows.append(
-            Row(
-                f"memory in place of the window run again, rate {rate:g}", f"at most {score_first.NEAR} bits per byte behind, {score_first.FEWER} times fewer FLOPs",
-                found["verdict"], f"{less['mean']:+.4f} [{low:+.4f}, {high:+.4f}], {found['flops_ratio']:.1f} times", f"{seen(error, n - 1, CHECKED):.4f}", str(n),
-            )
-        )  # fmt: skip
-    return rows
-
-
-def of_long(results: dict) -> list[Row]:
-    v = results["verdicts"]
-    rows = [judged_row(f"{r['online']} as good as {r['static']}, first {r['tokens']:,} tokens", "below 0.01, Student", r) for r in v["5"]]
-    rows += [judged_row(f"{r['lora']} worse than {r['full']}, first {r['tokens']:,} tokens", "above 0, Student", r) for r in v["4"]]
-    rows += [judged_row(f"{r['online']} below the static front", "below 0, Student", r) for r in v["3b"]]
-    rows += [
-        judged_row(f"the gain of {r['online']} grows along {r['tokens']:,} tokens", "last less first 16,384 above 0, Student", r)
-        for r in v["growth"]
-    ]
-    rows += [
-        judged_row(f"the gain of {r['online']} is kept along {r['tokens']:,} tokens", "second less first half above -0.01, Student", r)
-        for r in v["kept"]
-    ]
-    return rows
-
-
 PIECES = (
-    Piece("guard", "guard", of_guard),
-    Piece("resets", "resets", of_resets),
+    Piece(
+        "guard",
+        "guard",
+        of_guard,
+        '480b7ce; "no rate to guess" by an interval since the runs, which is stricter',
+        "other models, longer streams, texts whose better expert changes often",
+    ),
+    Piece(
+        "resets",
+        "resets",
+        of_resets,
+        "fbf138b; Student's intervals since the first runs (490dc9b), which are stricter; false alarms take segments as independent",
+        "an oracle at the lower rate, segments of 512 (`--design long`)",
+    ),
     Piece("resets", "resets-long", of_resets, options=("--design", "long")),
-    Piece("levels", "levels", of_levels),
-    Piece("score_first", "score-first", of_score_first, takes_model=False),
-    Piece("long_streams", "long-streams", of_long),
+    Piece(
+        "levels",
+        "levels",
+        of_levels,
+        "5642bf3, with smaller sizes by 780e870 and e865889, before a judged text was scored",
+        "a slow level that learns from a part of the tokens, more updates than eight, rates beyond the end of the grid",
+    ),
+    Piece(
+        "score_first",
+        "score-first",
+        of_score_first,
+        "20a2189 and 916b488; a larger model by abff654, before it scored a document",
+        "the contest's own model and documents, a window of 2,048",
+        takes_model=False,
+    ),
+    Piece(
+        "long_streams",
+        "long-streams",
+        of_long,
+        "28fb978, cfb802c (rates on 8,192 tokens) and 6aa2815 (131,072 tokens); static memories of 6,144 and 7,676 by 61a7ae6, when the other arms had been run",
+        "more texts, other models, rates chosen on longer texts",
+    ),
+    Piece(
+        "learning_from",
+        "learning-from",
+        of_learning_from,
+        "18b0f3e and 0b2f2d0",
+        "a higher rate for fewer updates, other segments, more or longer texts",
+        takes_model=False,
+    ),
+    Piece(
+        "distillation",
+        "distillation",
+        of_distillation,
+        "d87ad3f; that nothing is judged where nothing is forgotten by b8b6b01, when five arms had been run",
+        "texts that repeat what was taught, other shares, more updates a segment",
+        takes_model=False,
+    ),
 )
 
 
@@ -213,7 +137,7 @@ def table(folder: Path) -> str:
             for row in piece.rows(results):
                 cells = [row.claim, row.rule, OPEN if row.verdict == "open" else row.verdict, row.found, row.power, row.texts]
                 lines.append(f"| {' | '.join(cells)} |")
-            lines.append("")
+            lines += ["", f"Rules of {piece.fixed}. What would change it: {piece.changes}.", ""] if piece.fixed else [""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -141,7 +141,7 @@ def _kept(plain: list[dict], kept: list[dict]) -> dict:
 def main() -> None:
     arguments = corpus_parser_of(__doc__, "runs/distillation").parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    model, path = load(arguments.model), arguments.out / "distillation.json"
+    model, path = load(arguments.model), arguments.out / "results.json"
     rows = read_json_or(path, {"rows": {}})["rows"]
     sizes = {"segment": SEGMENT, "text": TEXT, "memory": MEMORY, "other": OTHER}
     for domain, text in texts(arguments.corpus, model.tokenizer).items():

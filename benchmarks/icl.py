@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a source tree ne
 from benchmarks import script  # noqa: E402
 from benchmarks.icl_measure import KEPT, PROMPTS, measure_linear, measure_number, moved  # noqa: E402
 from benchmarks.icl_page import markdown, picture  # noqa: E402
-from benchmarks.icl_rules import LINEAR, NUMBER, SEEDS, claim_13, claim_14, claim_15, judge  # noqa: E402
+from benchmarks.icl_rules import LINEAR, NUMBER, SEEDS, verdicts_of  # noqa: E402
 from dynadapt.experiments.icl.config import TrainConfig  # noqa: E402
 from dynadapt.experiments.icl.presets import from_preset  # noqa: E402
 from dynadapt.experiments.icl.progress import progress_for  # noqa: E402
@@ -122,13 +122,11 @@ def results_of(configs: dict[str, TrainConfig], out: Path, prompts: int = PROMPT
     found = measured(configs, out, prompts)
     runs = {name: described(config, out / name) for name, config in configs.items() if (out / name / "summary.json").exists()}
     first = {name: config.to_dict() for name, config in configs.items() if name in ("seed0/mixture", "seed0/waves")}
-    own = {"13": claim_13(LINEAR, found["own"]), "14": claim_14(LINEAR, found["own"]), "15": claim_15(found["own"])}
     return {
         "configs": first,
         "prompts": prompts,
         "runs": runs,
-        "claims": judge(found["linear"], found["number"]),
-        "own scales": own if found["own"] else {},
+        **verdicts_of(found),
         "posterior moved by noise": moved(found["linear"] + found["own"]),
         **found,
     }

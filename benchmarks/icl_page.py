@@ -1,6 +1,6 @@
 """The tables and the picture of benchmarks/icl.py, from its results alone, and the part of docs/icl-claims.md that is made of them.
 
-python benchmarks/icl_page.py runs/icl/results.json    # keeps them under benchmarks/results and makes page and picture anew
+python benchmarks/icl_page.py runs/icl/results.json    # judges them anew, keeps them under benchmarks/results and makes page and picture
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from benchmarks.icl_rules import CLAIMS, LINEAR, NUMBER, bounds, curve  # noqa: E402
+from benchmarks.icl_rules import CLAIMS, LINEAR, NUMBER, Family, apart, bounds, curve, shown, verdicts_of  # noqa: E402
 from dynadapt.runs.drawing import CYCLE, STYLE  # noqa: E402
+from dynadapt.runs.rundir import write_json  # noqa: E402
 
 SHOWN = ("least_squares", "lasso", "sparse_bayes", "basis_least_squares", "mixture_bayes")
 COLOURS = dict(zip(SHOWN, CYCLE[3:])) | dict(zip(LINEAR.models, CYCLE)) | dict(zip(NUMBER.models, CYCLE))
@@ -51,6 +52,12 @@ def markdown(results: dict, runs: bool = True) -> str:
             lines += ["| " + " | ".join(family.models) + " |", "|" + "---|" * len(family.models)]
             gained = [np.mean([seed["improved"][model] for seed in seeds]) for model in family.models]
             lines.append("| " + " | ".join(f"{value:.4f}" for value in gained) + " |")
+            lines += [
+                "",
+                f"**{section}**: mean error over the prompt less another's, and its 90% interval over seeds",
+                "",
+                *gaps(family, seeds),
+            ]
             for test in seeds[0]["tests"]:
                 lines += [
                     "",
@@ -66,16 +73,26 @@ def markdown(results: dict, runs: bool = True) -> str:
     return "\n".join(lines) + "\n"
 
 
+def gaps(family: Family, seeds: list[dict]) -> list[str]:
+    """On each class: how far the mixture is above the specialist and above its own exact posterior, and that posterior above the specialist; of one seed no intervals."""
+    lines = ["| on | mixture less specialist | mixture less its exact posterior | that posterior less specialist |", "|---|---|---|---|"]
+    for own in family.specialists:
+        pairs = ((family.mixture, own.name), (family.mixture, "mixture_bayes"), ("mixture_bayes", own.name))
+        found = [apart(seeds, own.name, *pair) for pair in pairs]
+        lines.append(f"| {own.name} | " + " | ".join(shown(bounds(v)) if len(v) > 1 else f"{v[0]:+.3f}" for v in found) + " |")
+    return lines
+
+
 def table(seeds: list[dict], test: str) -> list[str]:
     points = len(next(iter(seeds[0]["tests"][test].values()))["first"])
-    shown = range(points) if points <= 12 else sorted({*range(0, points, 4), points - 1})
-    rows = [["k", *map(str, shown), "mean", "sd"], ["---"] * (len(shown) + 3)]
+    columns = range(points) if points <= 12 else sorted({*range(0, points, 4), points - 1})
+    rows = [["k", *map(str, columns), "mean", "sd"], ["---"] * (len(columns) + 3)]
     for name in seeds[0]["tests"][test]:
         if name.endswith("_noise"):
             continue
         curves = np.stack([curve(seed, test, name) for seed in seeds])
         spread = f"{curves.mean(1).std(ddof=1):.4f}" if len(seeds) > 1 else "-"
-        rows.append([name, *(f"{curves[:, k].mean():.3f}" for k in shown), f"{curves.mean():.3f}", spread])
+        rows.append([name, *(f"{curves[:, k].mean():.3f}" for k in columns), f"{curves.mean():.3f}", spread])
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
@@ -166,9 +183,9 @@ def stale(root: Path = ROOT) -> list[str]:
 def main(argv: list[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="results.json of benchmarks/icl.py")
-    text = parser.parse_args(argv).results.read_text("utf-8")
-    results = json.loads(text)
-    (root / RESULTS).write_text(text, "utf-8")
+    results = json.loads(parser.parse_args(argv).results.read_text("utf-8"))
+    results |= json.loads(json.dumps(verdicts_of(results)))  # by the rules as they are now
+    write_json(root / RESULTS, results)
     before, _, behind = (root / PAGE).read_text("utf-8").partition(BEGIN)
     (root / PAGE).write_text(before + BEGIN + section(results) + END + behind.partition(END)[2], "utf-8")
     if results["linear"] and results["number"]:

@@ -15,7 +15,8 @@ are taken on them.
 
 Strength. What has to hold everywhere (to confirm) is tested at 5% one-sided in each place. What is enough in one place (to refute) is
 tested at 5% one-sided divided by the number of places. Beside a verdict stands the power: the chance that the rule confirms where the
-true difference is 0, and refutes where it is twice the margin, with the spread that was measured.
+true difference is 0, and refutes where it is twice the margin, with the spread that was measured; beside 16, what combinations and extremes have
+to be for it to be confirmed with a probability of 80% (said since the runs, judging nothing).
 
 Demands, the same of every model of a family; where one is not met the claim is "not tested" there.
   - SEEDS seeds are finished.
@@ -57,6 +58,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import chi2, norm
 from scipy.stats import t as student
+
+from dynadapt.experiments.reweight.power import seen
 
 MARGIN, SLACK, PLATEAU, FAILS, LEARNED, SEEDS, LEVEL = 0.05, 0.02, 0.01, 0.1, 0.1, 3, 0.05
 CONFIRMED, REFUTED, OPEN, UNTESTED = "confirmed", "refuted", "not decided", "not tested"
@@ -132,6 +135,11 @@ def power(spread: float, count: int, quantile: float, distance: float) -> float:
     return float(norm.cdf(distance * math.sqrt(count) / spread - quantile * estimates).mean())
 
 
+def seen_above(found: dict, places: int = 1) -> float:
+    """How far above a limit a true mean has to lie to be called so with a probability of 80%, one-sided at LEVEL / places; found: of `bounds`."""
+    return seen(found["sd"] / math.sqrt(found["seeds"]), found["seeds"] - 1, 2 * LEVEL / places)
+
+
 def curve(seed: dict, test: str, predictor: str, half: str | None = None) -> np.ndarray:
     """Errors by number of examples, of one half of the prompts or of all."""
     found = seed["tests"][test][predictor]
@@ -175,6 +183,12 @@ def judge(linear: list[dict], number: list[dict]) -> dict[str, dict]:
         "15": claim_15(linear),
         "16": claim_16(linear, number),
     }
+
+
+def verdicts_of(found: dict[str, list[dict]]) -> dict:
+    """{"claims", "own scales": those of the linear family there}; found: {"linear", "number", "own": seeds, as `judge` takes them}."""
+    own = {"13": claim_13(LINEAR, found["own"]), "14": claim_14(LINEAR, found["own"]), "15": claim_15(found["own"])}
+    return {"claims": judge(found["linear"], found["number"]), "own scales": own if found["own"] else {}}
 
 
 def together(found: list[dict]) -> dict:
@@ -300,7 +314,11 @@ def claim_16(linear: list[dict], number: list[dict]) -> dict:
     verdict = CONFIRMED if fails and degrades else REFUTED if works and holds else OPEN
     said = ", ".join(f"{shown(n, sign='')} ({name})" for name, n in mixed.items())
     worse = ", ".join(f"{name} {shown(n)}" for name, n in extremes.items())
-    changes = f"combinations fail with a lower end above {limit:.3f}, and one extreme has to be above {MARGIN} at 5% divided by three"
+    needed = MARGIN + np.array([seen_above(n, len(extremes)) for n in extremes.values()])
+    changes = (
+        f"combinations fail with a lower end above {limit:.3f}, which an error of {limit + seen_above(middle):.3f} has with a probability of 80%, and one extreme has to be above "
+        f"{MARGIN} at 5% divided by three, as have with 80% {', '.join(f'{least:.3f}' for least in needed)}"
+    )
     return judged(verdict, f"error of waves after the last example: {said}; above the best baseline: {worse}", found, changes)
 
 

@@ -20,12 +20,14 @@ Rules, of each condition for itself, fixed when LoRA at its usual rate and at fi
 - 10: confirmed where so many domains got worse, with an interval wholly above 0, that chance (2.5% a domain) gives as many with a probability under 5%;
   refuted where every domain that did not diverge helps, with an interval wholly below 0; else not decided;
 - 11: confirmed where either stand-in's rank correlation with the change is above 0 with p < 0.05 / 2, refuted where one is below 0 by the same; else not
-  decided. Beside it the least true correlation that so many domains would show with 80%. Nothing adjusts for the conditions, which are sixteen correlations;
+  decided. Beside it the least true correlation that the rule calls with 80%, by one stand-in, what it asks of the untuned domains included. Nothing adjusts for the
+  conditions, which are sixteen correlations;
 - 12: confirmed where at most 10 types explain at least half of the worsening in more than half of the domains that got worse, refuted where in none of at least
   three; else not decided;
 - all three are confirmed or refuted where the domains whose texts chose no default say the same by themselves; else not decided. (Added when all conditions
   had been run, by which claim 10 at 4e-3, confirmed over all nine, and claim 11 at 1e-2, refuted over all nine, are not decided.)
-- 10 refuted means that none of these domains got worse. Beside it the share of such domains that could, with 95% (Clopper and Pearson, one side).
+- beside 10 the least share of such domains getting worse at which it is confirmed with 80%. 10 refuted means that none of these domains got worse; beside it the share of such domains that could, with 95% (Clopper and Pearson, one side); so beside
+  12 refuted the share of domains that got worse by a handful.
 - the advice, in each condition: it tells more than one answer for all domains where it is right more often than the better of "always adapt" and "never adapt",
   over the domains where these differ from it, by a sign test with p < 0.05.
 """
@@ -65,6 +67,7 @@ CONDITIONS = {
 }
 CHANCE, LEVEL = 0.025, 0.05  # of an interval wholly above 0 where nothing changed; of a verdict
 VOCABULARY = 49152  # of SmolLM2: a perplexity above it is worse than a uniform guess
+SHOWN = 0.9  # a true rank correlation whose power is given
 HELD_OUT, EXCERPT = 24, 1600  # documents of a domain that are scored, and characters of each
 TRAIN_EXCERPT = 4000  # characters of each training document
 
@@ -192,15 +195,18 @@ def claims(rows: list[dict]) -> dict:
     apart = np.array(change) - np.array(expected)
     decided = [row for row in rows if row["advice"] in (ADAPT, LEAVE, DIVERGED)]
     right = [row for row in decided if (row["change"] < 0) == (row["advice"] == ADAPT)]
-    nearness = nearness_of(whole)
+    nearness, sizes = nearness_of(whole), (len(whole), len(untuned(whole)))
     return {
         "10": {
             "domains": len(rows),
             "worse": [row["domain"] for row in hurt],
             "share_at_most": share_at_most(len(hurt), len(whole)),
+            "share_at_most, untuned": share_at_most(len(untuned(hurt)), len(untuned(whole))),
+            "share seen with 80%": seen_share(*sizes),
             "diverged": [row["domain"] for row in rows if row not in whole],
         },
         "11": nearness,
+        "11, untuned": nearness_of(untuned(whole)),
         "12": {
             row["domain"]: {
                 "verdict": row["verdict"],
@@ -209,6 +215,9 @@ def claims(rows: list[dict]) -> dict:
                 "largest": row["largest"],
             }
             for row in hurt
+        },
+        "12, share_at_most": {
+            name: share_at_most(few_of(found), len(found)) for name, found in (("all", hurt), ("untuned", untuned(hurt)))
         },
         "advice": {
             "decided": len(decided),
@@ -226,7 +235,8 @@ def claims(rows: list[dict]) -> dict:
             "11": alike(verdict_11(nearness), verdict_11(nearness_of(untuned(whole)))),
             "12": alike(verdict_12(hurt), verdict_12(untuned(hurt))),
             "advice": verdict_advice(decided),
-            "rank correlation seen with 80%": seen_correlation(len(whole)) if nearness else None,
+            "rank correlation seen with 80%": seen_correlation(*sizes) if nearness else None,
+            f"power at a rank correlation of {SHOWN:g}": correlation_power(*sizes, SHOWN) if sizes[1] > 3 else None,
         },
     }
 
@@ -245,6 +255,24 @@ def share_at_most(count: int, of: int) -> float:
     from scipy.stats import beta
 
     return float(beta.ppf(1 - LEVEL, count + 1, of - count)) if count < of else 1.0
+
+
+@cache
+def seen_share(domains: int, untuned: int) -> float | None:
+    """The least share of such domains that get worse, in steps of 1%, at which verdict 10's rule says confirmed with a probability of 80%: enough of all domains, and
+    of the untuned among them; None where none is."""
+    from scipy.stats import binom
+
+    enough = lambda n: next((k for k in range(1, n + 1) if binom.sf(k - 1, n, CHANCE) < LEVEL), n + 1)  # noqa: E731
+    of_all, of_untuned = enough(domains), enough(untuned)
+    for percent in range(1, 101):
+        chance = lambda k, n: binom.pmf(k, n, percent / 100)  # noqa: B023, E731
+        called = sum(
+            chance(k, untuned) * binom.sf(of_all - k - 1, domains - untuned, percent / 100) for k in range(of_untuned, untuned + 1)
+        )
+        if called >= 0.8:
+            return percent / 100
+    return None
 
 
 def untuned(rows: list[dict]) -> list[dict]:
@@ -275,8 +303,13 @@ def verdict_11(nearness) -> str:
     return OPEN if above == below else CONFIRMED if above else REFUTED
 
 
+def few_of(hurt: list[dict]) -> int:
+    """How many of the domains that got worse did so by a handful of types."""
+    return sum(row["verdict"] == "hurts on few types" for row in hurt)
+
+
 def verdict_12(hurt: list[dict]) -> str:
-    few = sum(row["verdict"] == "hurts on few types" for row in hurt)
+    few = few_of(hurt)
     return CONFIRMED if hurt and 2 * few > len(hurt) else REFUTED if len(hurt) >= 3 and not few else OPEN
 
 
@@ -295,20 +328,34 @@ def verdict_advice(decided: list[dict]) -> str:
 
 
 @cache
-def seen_correlation(domains: int, runs: int = 400, draws: int = 400) -> float | None:
-    """The least true rank correlation, in steps of 0.05, that verdict 11's level calls with a probability of 80% (bivariate normal; the critical value by
-    permutation); None where none below 1 is."""
-    random = np.random.default_rng(0)
+def _critical(domains: int) -> float:
+    """What a rank correlation by chance is at most, but for verdict 11's level."""
+    random, draws = np.random.default_rng(0), 8000
     base = np.arange(domains, dtype=float)
-    by_chance = _rank_correlation(base[None], np.stack([random.permutation(domains) for _ in range(20 * draws)]).astype(float))
-    critical = float(np.quantile(np.abs(by_chance), 1 - LEVEL / 2))
+    by_chance = _rank_correlation(base[None], np.stack([random.permutation(domains) for _ in range(draws)]).astype(float))
+    return float(np.quantile(np.abs(by_chance), 1 - LEVEL / 2)) + 1e-9
+
+
+@cache
+def correlation_power(domains: int, untuned: int, rho: float, runs: int = 4000) -> float:
+    """The probability that verdict 11's rule calls a true rank correlation rho (bivariate normal) by one stand-in: beyond chance over all domains, and
+    over the untuned among them too."""
+    random = np.random.default_rng(1)
+    pearson = 2 * np.sin(np.pi * rho / 6)  # of a bivariate normal with this rank correlation
     x, noise = random.standard_normal((runs, domains)), random.standard_normal((runs, domains))
-    for rho in np.arange(0.05, 1.0, 0.05):
-        pearson = 2 * np.sin(np.pi * rho / 6)  # of a bivariate normal with this rank correlation
-        y = pearson * x + np.sqrt(1 - pearson**2) * noise
-        if (_rank_correlation(x, y) > critical).mean() >= 0.8:
-            return round(float(rho), 2)
-    return None
+    y = pearson * x + np.sqrt(1 - pearson**2) * noise
+    of_all, of_untuned = _rank_correlation(x, y), _rank_correlation(x[:, :untuned], y[:, :untuned])
+    return float(((of_all > _critical(domains)) & (of_untuned > _critical(untuned))).mean())
+
+
+def seen_correlation(domains: int, untuned: int) -> float | None:
+    """The least true rank correlation, in steps of 0.05, that the rule calls with a probability of 80%; None where none below 1 is."""
+    if untuned < 4:
+        return None  # of so few verdict 11 is never called
+    return next(
+        (round(float(rho), 2) for rho in np.arange(0.05, 1.0, 0.05) if correlation_power(domains, untuned, round(float(rho), 2)) >= 0.8),
+        None,
+    )
 
 
 def _diverged(row: dict) -> bool:
@@ -398,20 +445,35 @@ def _said(found: dict) -> list[str]:
     domains, named = found["10"]["domains"], f" ({', '.join(worse)})" * bool(worse)
     correlation = lambda rho: f"{rho['rho']:+.2f} [{rho['interval'][0]:+.2f}, {rho['interval'][1]:+.2f}]"  # noqa: E731
     said, seen = found["verdicts"], found["verdicts"]["rank correlation seen with 80%"]
-    unseen = "" if worse else f", so that with 95% at most {found['10']['share_at_most']:.0%} of such domains do"
+    strong = found["verdicts"][f"power at a rank correlation of {SHOWN:g}"]
+    ten = found["10"]
+    unseen = (
+        f", so that with 95% at most {ten['share_at_most']:.0%} of such domains do, by those that chose no default {ten['share_at_most, untuned']:.0%}"
+        if not worse
+        else ""
+    )
     lines = [
         f"- Verdicts: claim 10 {said['10']}, claim 11 {said['11']}"
-        + (f" (a true correlation of {seen:g} would show with 80%)" if seen else " (too few domains for any)")
+        + (f" (a true correlation of {seen:g} would show with 80%)" if seen else " (no true correlation below 1 shows with 80%")
+        + ("" if seen else ")" if strong is None else f"; one of {SHOWN:g} with {strong:.0%})")
         + f", claim 12 {said['12']}; the advice beside one answer for all domains {said['advice']}.",
-        f"- Claim 10: {len(worse)} of {domains} domains got worse{named}{unseen}; those whose texts chose defaults are {', '.join(TUNED)}.",
+        f"- Claim 10: {len(worse)} of {domains} domains got worse{named}{unseen}; those whose texts chose defaults are {', '.join(TUNED)}."
+        + (f" Confirmed with 80% where {ten['share seen with 80%']:.0%} of such domains get worse." if ten["share seen with 80%"] else ""),
     ]
     if found["10"]["diverged"]:
         lines.append(f"- Diverged (above ln V), and judged by no claim: {', '.join(found['10']['diverged'])}.")
     for name, rho in (found["11"] or {}).items():
-        lines.append(f"- Claim 11, {name}: Spearman {correlation(rho)} with the change, p = {rho['p']:.3f}, {rho['domains']} domains.")
+        line = f"- Claim 11, {name}: Spearman {correlation(rho)} with the change, p = {rho['p']:.3f}, {rho['domains']} domains"
+        own = (found["11, untuned"] or {}).get(name)
+        lines.append(
+            line + (f"; without those that chose defaults {own['rho']:+.2f}, p = {own['p']:.3f}, {own['domains']}." if own else ".")
+        )
     few = [name for name, row in found["12"].items() if row["verdict"] == "hurts on few types"]
+    twelve = found["12, share_at_most"]
+    room = f", so that with 95% in at most {twelve['all']:.0%} of such domains do, by those that chose no default {twelve['untuned']:.0%}"
     lines.append(
-        f"- Claim 12: in {len(few)} of the {len(worse)} domains that got worse, at most 10 token types explain at least half of it."
+        f"- Claim 12: in {len(few)} of the {len(worse)} domains that got worse, at most 10 token types explain at least half of it"
+        + (f"{room}." if worse and not few else ".")
     )
     rho = advice["rank_correlation"]
     lines.append(

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 SPEC = importlib.util.spec_from_file_location("odyssey", Path(__file__).parents[2] / "benchmarks" / "odyssey.py")
@@ -34,9 +35,13 @@ def test_claims_count_what_got_worse_and_rank_what_it_goes_with():
     rows = [row(i, change, "helps" if change < 0 else "hurts on few types") for i, change in enumerate(changes)]
     found = odyssey.claims(rows)
     at_most = found["10"].pop("share_at_most")
+    assert found["10"].pop("share_at_most, untuned") == at_most
+    least = found["10"].pop("share seen with 80%")
+    seen = [1 - (1 - q) ** 5 - 5 * q * (1 - q) ** 4 for q in (least - 0.01, least)]  # that two of five or more get worse: one would not do
+    assert seen[0] < 0.8 <= seen[1] and odyssey.seen_share(9, 6) > odyssey.seen_share(9, 9)
     assert found["10"] == {"domains": 5, "worse": ["d3", "d4"], "diverged": []} and set(found["12"]) == {"d3", "d4"}
     assert sum(math.comb(5, k) * at_most**k * (1 - at_most) ** (5 - k) for k in range(3)) == pytest.approx(0.05)  # of two of five or fewer
-    found["10"]["share_at_most"] = at_most
+    found["10"] |= {"share_at_most": at_most, "share_at_most, untuned": at_most, "share seen with 80%": least}
     near = found["11"]["nearness by bits per byte"]
     assert near["rho"] == pytest.approx(1.0) and near["interval"][1] == pytest.approx(1.0) and near["p"] < 0.05
     assert found["11"]["nearness by divergence"]["rho"] == pytest.approx(-1.0)
@@ -55,7 +60,8 @@ def test_what_diverged_is_no_harm_and_takes_part_in_no_claim():
     without = odyssey.claims(rows)
     rows += [row(4, 9.0, "diverged"), {**row(5, 14.8, "hurts broadly"), "perplexity": {"before": 27.0, "after": 7e7}}]
     found = odyssey.claims(rows)
-    assert found["10"] == {"domains": 6, "worse": ["d0", "d1", "d2", "d3"], "share_at_most": 1.0, "diverged": ["d4", "d5"]}
+    shares = {"share_at_most": 1.0, "share_at_most, untuned": 1.0, "share seen with 80%": odyssey.seen_share(4, 4)}
+    assert found["10"] == {"domains": 6, "worse": ["d0", "d1", "d2", "d3"], **shares, "diverged": ["d4", "d5"]}
     assert (found["11"], found["12"]) == (without["11"], without["12"])
     lines = odyssey.markdown({"conditions": {"hot": {"rows": rows, "claims": found}}})
     assert "4 of 6 domains got worse" in lines and "Diverged (above ln V), and judged by no claim: d4, d5" in lines
@@ -160,8 +166,24 @@ def test_claim_11_needs_a_correlation_beyond_chance_and_says_which_it_would_see(
     assert odyssey.claims(rows)["verdicts"]["11"] == "confirmed"
     for one, name in zip(rows[6:], odyssey.TUNED):
         one["domain"] = name
-    assert odyssey.claims(rows)["verdicts"]["11"] == "not decided"
-    assert odyssey.seen_correlation(60) < 0.5
+    found = odyssey.claims(rows)
+    assert found["verdicts"]["11"] == "not decided" and found["11, untuned"]["nearness by bits per byte"]["domains"] == 6
+    assert found["verdicts"]["rank correlation seen with 80%"] is None and odyssey.seen_correlation(60, 60) < 0.5
+
+
+def test_power_of_claim_11_is_that_of_its_whole_rule():
+    """Over nine domains and over six of them: by verdict_11 itself, of made-up domains with a true rank correlation of 0.95."""
+    random, rho, called, runs = np.random.default_rng(3), 0.95, [0, 0], 100
+    pearson = 2 * math.sin(math.pi * rho / 6)
+    for _ in range(runs):
+        near = random.standard_normal(9)
+        change = pearson * near + math.sqrt(1 - pearson**2) * random.standard_normal(9)
+        of = lambda n: odyssey.verdict_11({"one": odyssey.spearman(near[:n], change[:n], 400)})  # noqa: B023, E731
+        called[0] += of(9) == "confirmed"
+        called[1] += odyssey.alike(of(9), of(6)) == "confirmed"
+    assert called[0] / runs == pytest.approx(odyssey.correlation_power(9, 9, rho), abs=0.08)
+    assert called[1] / runs == pytest.approx(odyssey.correlation_power(9, 6, rho), abs=0.1)
+    assert called[1] < 0.8 * called[0]  # what is asked of six is what limits it
 
 
 def test_advice_is_held_against_one_answer_for_all_domains():

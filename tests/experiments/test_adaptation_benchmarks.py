@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import adaptation, guard, levels, resets, script  # noqa: E402
+from benchmarks import adaptation, adaptation_rows, guard, levels, resets, script  # noqa: E402
 
 
 def cells(worth: dict[str, float], flops: dict[str, float], noise: float = 0.001, domains: int = 6) -> dict:
@@ -147,10 +147,30 @@ def test_the_page_has_the_tables_of_the_results(tmp_path, capsys, monkeypatch):
 
 def test_what_has_no_results_is_not_run(tmp_path):
     table = adaptation.table(tmp_path)
-    assert table.count("not run.") == 2 * 5 + 1 and "|" not in table  # score_first has a model of its own
+    assert (
+        table.count("not run.") == 2 * 5 + 3 and "|" not in table
+    )  # score_first has a model of its own, two scripts have one rate for all
     (tmp_path / "guard-gemma3-270m.json").write_text((ROOT / "benchmarks" / "results" / "guard.json").read_text())
     table = adaptation.table(tmp_path)
     assert "**`guard.py`, smollm2-135m**: not run." in table and "**`guard.py`, gemma3-270m** (" in table
+
+
+def test_what_is_not_independent_counts_once_beside_the_verdict():
+    texts = ["man-french", "code", "man-german", "log"]
+    assert adaptation_rows.pages_as_one([1.0, 2.0, 3.0, 4.0], texts) == [2.0, 4.0, 2.0]
+    assert adaptation_rows.pages_as_one([2.0, 4.0], ["code", "log"]) == [2.0, 4.0]
+    assert adaptation_rows.by_domain([("a, first", 1.0), ("b, first", 4.0), ("a, last", 3.0), ("one sentence", 9.0)]) == [2.0, 4.0]
+    long = adaptation_rows.of_long(json.loads((RESULTS / "long-streams.json").read_text()))
+    four = next(row for row in long if row.claim.startswith("lora-memory-512 worse than full") and "65,536" in row.claim)
+    assert four.verdict == "confirmed" and "p 0.0414 (of 4 together 0.1657)" in four.found  # Holm's: the least of four p's by four
+    assert four.texts == "8; 5 with the manual pages as one: +0.0192 [-0.0130, +0.0513]"
+
+
+def test_intervals_give_back_the_power_of_their_differences():
+    values = [0.1, 0.14, 0.09, 0.2, 0.12, 0.16]
+    found = script.judged(values)
+    row = adaptation_rows.with_interval("c", "r", "v", found, 6)
+    assert float(row.power) == pytest.approx(found["seen_with_80%"], abs=1e-4) and row.found == script.shown(found, 4)
 
 
 def test_it_runs_each_script_on_each_model_and_collects(tmp_path, monkeypatch):
@@ -168,10 +188,10 @@ def test_it_runs_each_script_on_each_model_and_collects(tmp_path, monkeypatch):
 
     monkeypatch.setattr(adaptation.subprocess, "run", call)
     adaptation.run(tmp_path / "corpus", tmp_path / "out", list(adaptation.PIECES), list(adaptation.MODELS))
-    assert len(ran) == 11 and sum("--model" in command for command in ran) == 10
+    assert len(ran) == 13 and sum("--model" in command for command in ran) == 10
     assert {path.name for path in (tmp_path / "out" / "results").iterdir()} == {
         f"{stem}{model}.json" for stem in ("guard", "resets", "resets-long", "levels", "long-streams") for model in ("", "-gemma3-270m")
-    } | {"score-first.json"}
+    } | {"score-first.json", "learning-from.json", "distillation.json"}
     Done.returncode = 3
     monkeypatch.setattr(adaptation.subprocess, "run", lambda command: Done)
     with pytest.raises(SystemExit, match="guard.py on gemma3-270m did not come to its end"):

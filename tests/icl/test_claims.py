@@ -199,6 +199,15 @@ def test_bounds_and_power_by_simulation():
     upper = drawn.mean(1) + 2.91999 * drawn.std(1, ddof=1) / math.sqrt(3)
     assert icl_rules.power(spread, 3, 2.91999, 0.05) == pytest.approx(float((upper <= 0.05).mean()), abs=0.01)
     assert icl_rules.power(0.0, 3, 2.91999, 0.05) == 1.0
+    for places, quantile in ((1, 2.91999), (3, 5.33893)):  # 5%, and 5% divided by three, in one tail
+        least = icl_rules.seen_above({"sd": spread, "seeds": 3}, places)
+        lower = least + drawn.mean(1) - quantile * drawn.std(1, ddof=1) / math.sqrt(3)
+        assert float((lower > 0).mean()) == pytest.approx(0.8, abs=0.01)
+
+
+def test_verdicts_of_the_results_file_are_those_of_its_seeds():
+    results = json.loads((ROOT / "benchmarks" / "results" / "icl-seeds.json").read_text("utf-8"))
+    assert json.loads(json.dumps(icl_rules.verdicts_of(results))) == {key: results[key] for key in ("claims", "own scales")}
 
 
 # ---- the runs

@@ -1,5 +1,6 @@
 """The numbers in the documents' tables and sentences are those of the results files, and a number that is not would be seen."""
 
+import re
 import sys
 from dataclasses import replace
 
@@ -94,6 +95,17 @@ def test_a_changed_number_is_seen(page):
                     seen += bool(wrong(changed, content))
                     count += 1
     assert count >= 8 and seen >= 0.9 * count, (seen, count)
+
+
+def test_each_of_the_sixteen_claims_has_a_verdict_what_it_sees_and_what_would_change_it():
+    text = (ROOT / "docs" / "claims.md").read_text("utf-8")
+    claims = dict(re.findall(r"^(\d+)\. (.*?)(?=^\d+\. |^## |\Z)", text, re.M | re.S))
+    assert list(map(int, claims)) == list(range(1, 17))
+    for number, said in claims.items():
+        assert re.search(r"\*\*[^*]*(confirmed|refuted|not decided|not tested)[^*]*\*\*", said), number
+        assert re.search(r"[Ww]ould\s+change|may\s+change|(would|may)\s+decide", said), number
+        if "not tested" not in said.partition(".")[0]:
+            assert re.search(r"\bsees\b|power|leaves room for", said), number
 
 
 def test_every_figure_in_sentences_is_in_a_file_or_has_a_reason():
