@@ -47,6 +47,7 @@ from dynadapt.runs.rundir import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.reweighting_data import small_vocabulary, subset  # noqa: E402
+from benchmarks.reweighting_fits import fits, fits_markdown  # noqa: E402
 from benchmarks.reweighting_study import METHODS, Case, Study  # noqa: E402
 from benchmarks.reweighting_time import page as time_page  # noqa: E402
 from benchmarks.reweighting_time import timed  # noqa: E402
@@ -238,7 +239,12 @@ def page(cases: dict) -> str:
     """The tables of all cases: at equal tokens, at equal FLOPs, in bits per byte, and what the searches foresaw."""
     lines = []
     for name, found in cases.items():
-        lines += [markdown({name: found}), *flops_markdown(found), *searches_markdown(found.get("searches", {}))]
+        lines += [
+            markdown({name: found}),
+            *fits_markdown(found.get("fits")),
+            *flops_markdown(found),
+            *searches_markdown(found.get("searches", {})),
+        ]
     return "\n".join(lines)
 
 
@@ -253,25 +259,6 @@ def judge_again(path: Path) -> dict:
         case.update(rounded({**verdicts(rows, batch), **later}))
     write_json(path, results)
     return results["cases"]
-
-
-def fits(folder: Path) -> dict:
-    """How the fitted targets of a case compare with what the `proportional` runs ended with, over all seeds and domains."""
-    errors, inside, refused = [], 0, 0
-    for seed in sorted(folder.glob("seed-*")):
-        whole, fitted = seed / "proportional" / "summary.json", seed / "sample" / "targets.json"
-        refused += (seed / "sample" / "refused.txt").exists()
-        if whole.exists() and fitted.exists():
-            ended, found = read_json(whole)["heldout"], read_json(fitted)
-            errors += [found["target"][domain] - loss for domain, loss in ended.items()]
-            inside += sum(found["interval"][domain][0] <= loss <= found["interval"][domain][1] for domain, loss in ended.items())
-    return {
-        "predictions": len(errors),
-        "inside": inside,
-        "refused_seeds": refused,
-        "mean_error": sum(errors) / len(errors) if errors else None,
-        "mean_absolute_error": sum(map(abs, errors)) / len(errors) if errors else None,
-    }
 
 
 def _short(row: dict) -> dict:
