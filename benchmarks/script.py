@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dynadapt.common.environment import environment
+from dynadapt.common.making import in_the_making
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.corpus_read import check_corpus, read_documents
 from dynadapt.experiments.defaults import settle
@@ -76,11 +77,37 @@ def corpus_facts(corpus: Path) -> dict | None:
 
 @contextmanager
 def going_on(out: Path):
-    """Ends the script when it is interrupted, and says how it goes on."""
+    """Ends the script by one line: when it is interrupted, with how it goes on, and when what it was given can't be used, with what was refused."""
     try:
         yield
     except Interrupted as stopped:
         raise SystemExit(f"{stopped}; the same command goes on in {out}") from None
+    except (ValueError, RuntimeError) as error:
+        if not type(error).__module__.startswith("dynadapt"):
+            raise
+        raise SystemExit(" ".join(str(error).split())) from None
+
+
+def refuse_below(parser: argparse.ArgumentParser, given: argparse.Namespace, least: int, *names: str) -> None:
+    """Ends the script where one of these options is given and below `least`: 0 is no word for the default."""
+    for name in names:
+        value = getattr(given, name)
+        if value is not None and not value >= least:
+            parser.error(f"--{name.replace('_', '-')} {value}: give at least {least}")
+
+
+def made_once(out: Path, make: Callable[[Path], None]) -> Path:
+    """`out`, which `make` makes under the name it is given unless it is there; of several processes that make it at once, the first one's stays."""
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with in_the_making(out, directory=True) as folder:
+            make(folder / "whole")
+            try:
+                (folder / "whole").rename(out)
+            except OSError:
+                if not out.exists():
+                    raise
+    return out
 
 
 def rows_before(file: Path, facts: dict) -> list[dict]:
