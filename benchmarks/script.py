@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,6 +112,18 @@ def made_once(out: Path, make: Callable[[Path], None]) -> Path:
     return out
 
 
+def text_once(file: Path, text: str, source: Path) -> Path:
+    """`file`, made with this text unless it is there.
+
+    Raises:
+        SystemExit: another text is, of another corpus or by other sizes.
+    """
+    made_once(file, lambda whole: whole.write_bytes(text.encode()))
+    if file.read_bytes() != text.encode():
+        raise SystemExit(f"{file} holds another text than is made of {source} now: give another --out")
+    return file
+
+
 def rows_before(file: Path, facts: dict) -> list[dict]:
     """Rows of a results file that goes on; none where there is none.
 
@@ -138,7 +152,7 @@ def by_text_and_arm(
 
     Args:
         facts: model and sizes, of which an earlier part of the run must have had the same.
-        heads: a row for each text, "text" its name, without its arms.
+        heads: a row for each text, "text" its name, without its arms; an earlier part of the run must have had the same.
         arms: those of a row.
         measure: what one arm gives on one text.
         said: the line that is printed of a row's arm.
@@ -152,6 +166,9 @@ def by_text_and_arm(
         if row is None:
             row = {**head, "arms": {}}
             rows.append(row)
+        for name, value in json.loads(json.dumps(head)).items():
+            if row.get(name, value) != value:
+                raise SystemExit(f"{file} has text {head['text']!r} with {name} {row[name]!r}, not {value!r}: give another --out")
         for arm in arms(row):
             if arm not in row["arms"]:
                 row["arms"][arm] = measure(head["text"], arm)
@@ -170,19 +187,24 @@ def write_results(out: Path, results: dict, page: str, name: str = "results.md")
 
 def documents_file(corpus: Path, domain: str, tokenizer, file: Path, documents: int, tokens: int) -> Path:
     """The first ``tokens`` tokens of the domain's first ``documents`` documents that are as long, a line each: held-out ones first."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for part in ("heldout", "train"):
-            for name, text in read_documents(corpus / domain / f"{part}.jsonl"):
-                ids, spans = tokenizer.encode_offsets(text[: 20 * tokens])
-                if len(ids) >= tokens and len(lines) < documents:
-                    # where the cut would change the tokens before it, the document is left out
-                    cut = text[: spans[tokens - 1][1]]
-                    if len(tokenizer.encode(cut)) == tokens:
-                        lines.append(json.dumps({"name": name, "text": cut}, ensure_ascii=False))
-        file.write_text("\n".join(lines) + "\n", "utf-8")
-    return file
+    lines = itertools.islice(_cut_documents(corpus / domain, tokenizer, tokens), documents)
+    return text_once(file, "\n".join(lines) + "\n", corpus / domain)
+
+
+def _cut_documents(folder: Path, tokenizer, tokens: int) -> Iterator[str]:
+    for part in ("heldout", "train"):
+        for name, text in read_documents(folder / f"{part}.jsonl"):
+            ids, spans = tokenizer.encode_offsets(text[: 20 * tokens])
+            if len(ids) >= tokens:
+                # where the cut would change the tokens before it, the document is left out
+                cut = text[: spans[tokens - 1][1]]
+                if len(tokenizer.encode(cut)) == tokens:
+                    yield json.dumps({"name": name, "text": cut}, ensure_ascii=False)
+
+
+def ids_digest(ids: Sequence[int]) -> str:
+    """Of the tokens that a text is read as."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
 
 
 def cell(folder: Path, config, model, checkpoint: int = 8) -> dict:

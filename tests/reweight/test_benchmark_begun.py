@@ -14,6 +14,7 @@ from benchmarks.reweighting_begun import check_begun
 from benchmarks.reweighting_study import Case
 from dynadapt.experiments.reweight import ReweightConfig
 
+
 def corpus_of(folder: Path, seed: int) -> Path:
     for name in ("one", "two"):
         (folder / name).mkdir(parents=True)
@@ -29,7 +30,9 @@ def test_texts_of_another_corpus_or_share_are_refused(tmp_path):
     made = reweighting_data.subset(corpus, out, 1.0)
     assert made == reweighting_data.subset(corpus, out, 1.0)
     for source, share in ((other, 1.0), (corpus, 0.5)):
-        with pytest.raises(SystemExit, match=rf"one/train.jsonl holds other texts than a share of {share:g} of {source}/one: give another --out"):
+        with pytest.raises(
+            SystemExit, match=rf"one/train.jsonl holds other texts than a share of {share:g} of {source}/one: give another --out"
+        ):
             reweighting_data.subset(source, out, share)
     for share in (0, -0.1, 1.5, float("nan")):
         with pytest.raises(SystemExit, match=f"--share {share}: give a number above 0, up to 1"):
@@ -79,10 +82,22 @@ def test_the_share_that_is_kept():
 )
 def test_seeds_of_another_size_or_search_do_not_go_on(tmp_path, changes, search, message):
     config = ReweightConfig(
-        domains={"one": "a", "two": "b"}, scratch="1x16", adapt="full", targets="model", policy="repeat", steps=20, rows=4, segment=64, dtype="bf16"
+        domains={"one": "a", "two": "b"},
+        scratch="1x16",
+        adapt="full",
+        targets="model",
+        policy="repeat",
+        steps=20,
+        rows=4,
+        segment=64,
+        dtype="bf16",
     )
     case = Case(config, share=1.0, updates=4, sample=0.5, sample_evaluations=4, test_rows=4, proxy_size="1x16")
-    for folder, content in (("odm", config.to_dict()), ("searches/proxies", case.search("proxies").to_dict(config)), ("sample", {"steps": 1})):
+    for folder, content in (
+        ("odm", config.to_dict()),
+        ("searches/proxies", case.search("proxies").to_dict(config)),
+        ("sample", {"steps": 1}),
+    ):
         (tmp_path / "seed-0" / folder).mkdir(parents=True)
         (tmp_path / "seed-0" / folder / "config.json").write_text(json.dumps(content))
     now = Case(ReweightConfig(**{**asdict_of(config), **changes}), 1.0, 4, 0.5, 4, 4, **{"proxy_size": "1x16", **search})
