@@ -25,7 +25,7 @@ from flops.evidence import Scored, masked_per_token, read_scored  # noqa: E402
 from flops.figures import draw_all  # noqa: E402
 from flops.report import markdown  # noqa: E402
 
-from benchmarks.script import corpus_facts, domains_of, going_on, parser_of, write_results  # noqa: E402
+from benchmarks.script import corpus_facts, domains_of, going_on, parser_of, text_once, write_results  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
 from dynadapt.experiments.corpus_read import read_documents  # noqa: E402
 from dynadapt.experiments.diagnose.models import learned_engine  # noqa: E402
@@ -51,12 +51,8 @@ GRIDS = {
 
 
 def joined(path: Path, out: Path) -> Path:
-    """The documents of a corpus file one after the other, as one text; kept once written."""
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        texts = [text.strip("\n") for _, text in read_documents(path)]
-        out.write_text("\n\n".join(texts) + "\n", "utf-8")
-    return out
+    """The documents of a corpus file one after the other, as one text."""
+    return text_once(out, "\n\n".join(text.strip("\n") for _, text in read_documents(path)) + "\n", path)
 
 
 class Runner:

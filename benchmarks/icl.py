@@ -12,6 +12,7 @@ specialist, tracks the best baseline, predicts in between where it was trained o
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from dataclasses import replace
@@ -27,9 +28,10 @@ from dynadapt.experiments.icl.config import TrainConfig  # noqa: E402
 from dynadapt.experiments.icl.presets import from_preset  # noqa: E402
 from dynadapt.experiments.icl.progress import progress_for  # noqa: E402
 from dynadapt.experiments.icl.train import TrainOptions, train  # noqa: E402
-from dynadapt.runs.rundir import read_json, write_json  # noqa: E402
+from dynadapt.runs.whole_files import read_json, read_json_or, write_json  # noqa: E402
 
 WAVES = "sinusoid:amplitude=[0.5;2],frequency=[2;2]"
+FAMILIES = ("linear", "number", "own")
 OWN = "own-"  # before the names of runs whose classes keep their own scales
 
 # Without the curriculum three specialists of six stayed where nothing is learned (docs/icl-claims.md).
@@ -88,7 +90,7 @@ def train_all(configs: dict[str, TrainConfig], out: Path, minutes: float | None 
     began, summaries = time.monotonic(), {}
     for name, config in configs.items():
         print(f"{name}: {', '.join(config.classes)}", flush=True)
-        left = None if minutes is None else minutes - (time.monotonic() - began) / 60
+        left = None if minutes is None else max(0.0, minutes - (time.monotonic() - began) / 60)
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         options = TrainOptions(resume=True, checkpoint=max(1, config.steps // 10), keep=config.steps // KEPT, minutes=left)
         with progress_for(config.steps, every=30.0) as progress:
@@ -96,9 +98,20 @@ def train_all(configs: dict[str, TrainConfig], out: Path, minutes: float | None 
     return summaries
 
 
+def check_begun(configs: dict[str, TrainConfig], out: Path) -> None:
+    """SystemExit where a run that is there was begun with other settings, but for where and in which arithmetic it runs."""
+    for name, config in configs.items():
+        begun = read_json_or(out / name / "config.json", {})
+        for setting, value in json.loads(json.dumps(config.to_dict())).items():
+            if setting not in ("device", "dtype") and begun.get(setting, value) != value:
+                raise SystemExit(
+                    f"{out / name} was begun with {setting} {begun[setting]!r}, not {value!r}: give the --scale and --steps of it"
+                )
+
+
 def measured(configs: dict[str, TrainConfig], out: Path, prompts: int = PROMPTS) -> dict[str, list[dict]]:
     """{"linear", "number", "own": what each finished seed's models do}; measured once and kept beside the seed's runs."""
-    found: dict[str, list[dict]] = {"linear": [], "number": [], "own": []}
+    found: dict[str, list[dict]] = {family: [] for family in FAMILIES}
     for seed in sorted({config.seed for config in configs.values()}):
         families = {"linear": (LINEAR.models, measure_linear), "number": (NUMBER.models, measure_number)}
         if f"seed{seed}/{OWN}mixture" in configs:
@@ -121,7 +134,7 @@ def results_of(configs: dict[str, TrainConfig], out: Path, prompts: int = PROMPT
     """Measures and verdicts of the finished seeds; in "own scales" the verdicts of the linear family there."""
     found = measured(configs, out, prompts)
     runs = {name: described(config, out / name) for name, config in configs.items() if (out / name / "summary.json").exists()}
-    first = {name: config.to_dict() for name, config in configs.items() if name in ("seed0/mixture", "seed0/waves")}
+    first = {name: read_json_or(out / name / "config.json", configs[name].to_dict()) for name in ("seed0/mixture", "seed0/waves")}
     return {
         "configs": first,
         "prompts": prompts,
@@ -162,11 +175,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seeds < 1 or arguments.prompts < 2 or arguments.prompts % 2:
         parser.error(f"--seeds {arguments.seeds}, --prompts {arguments.prompts}: give at least 1, and an even number")
+    script.refuse_below(parser, arguments, 1, "steps")
+    script.refuse_below(parser, arguments, 0, "minutes")
     configs = runs_of(arguments.scale, arguments.seeds, arguments.steps, arguments.device, arguments.dtype)
-    if not arguments.evaluate:
-        with script.going_on(arguments.out):
+    with script.going_on(arguments.out):
+        check_begun(configs, arguments.out)
+        if not arguments.evaluate:
             train_all(configs, arguments.out, arguments.minutes)
-    results = results_of(configs, arguments.out, arguments.prompts)
+        results = results_of(configs, arguments.out, arguments.prompts)
+    if not any(results[family] for family in FAMILIES):
+        raise SystemExit(f"{arguments.out}: no seed is finished yet")
     write_results(arguments.out, results)
     print(markdown(results))
 

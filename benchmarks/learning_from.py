@@ -38,7 +38,7 @@ import torch  # noqa: E402
 from scipy.stats import t as student  # noqa: E402
 
 from benchmarks.guard import held_out  # noqa: E402
-from benchmarks.script import TUNED, by_text_and_arm, corpus_parser_of, domains_of, mean_error  # noqa: E402
+from benchmarks.script import TUNED, by_text_and_arm, corpus_parser_of, domains_of, ids_digest, mean_error  # noqa: E402
 from dynadapt import Engine, Hypergradient, LoRA, SegmentMemory, Selection, load  # noqa: E402
 
 SEGMENT, TOKENS = 128, 6144
@@ -166,7 +166,10 @@ def main() -> int:
     results = by_text_and_arm(
         given.out,
         {"model": given.model, "segment": SEGMENT},
-        [{"text": text, "tokens": len(ids) - 1, "segments": -(-(len(ids) - 1) // SEGMENT)} for text, ids in found.items()],
+        [
+            {"text": text, "tokens": len(ids) - 1, "segments": -(-(len(ids) - 1) // SEGMENT), "ids": ids_digest(ids)}
+            for text, ids in found.items()
+        ],
         lambda row: ARMS,
         lambda text, arm: score(model, arm, found[text]),
         verdicts,

@@ -53,8 +53,10 @@ from benchmarks.script import (
     domains_of,
     going_on,
     judged,
+    made_once,
     power_shown,
     shown,
+    text_once,
     write_results,
 )  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
@@ -154,15 +156,11 @@ def generated_log(lines: int = 6000, seed: int = 0) -> str:
 
 def texts_of(corpus: Path, out: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """({name: file} of the texts that are judged, and of those that choose the rates)."""
-    domains = domains_of(corpus, list(TUNED))
-    makers = {name: (lambda name=name: of_domain(corpus, name)) for name in domains}
-    makers |= {"code after the model": after_the_model, "generated log": generated_log}
-    (out / "texts").mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, make in makers.items():
-        files[name] = out / "texts" / f"{name.replace(' ', '-')}.txt"
-        if not files[name].exists():
-            files[name].write_text(make(), "utf-8")
+    files = {
+        name: text_once(out / "texts" / f"{name}.txt", of_domain(corpus, name), corpus / name) for name in domains_of(corpus, list(TUNED))
+    }
+    for name, make in {"code after the model": after_the_model, "generated log": generated_log}.items():
+        files[name] = made_once(out / "texts" / f"{name.replace(' ', '-')}.txt", lambda whole, make=make: whole.write_text(make(), "utf-8"))
     return {n: f for n, f in files.items() if n not in TUNED}, {n: f for n, f in files.items() if n in TUNED}
 
 
@@ -227,13 +225,11 @@ def verdicts(cells: dict[str, dict[str, Scored]], flops: dict[str, float]) -> di
     less = lambda a, b, n: [mean(t, a, 0, n) - mean(t, b, 0, n) for t in cells]  # noqa: E731
     found: dict = {"5": [], "4": [], "3b": [], "growth": [], "kept": []}
     for a, b in CLAIM5:
-        for n in LENGTHS if {a, b} <= set(names) else ():
-            found["5"].append(
-                {"online": a, "static": b, "tokens": n, **judged(less(a, b, ends(n)), MARGIN), "flops_ratio": flops[a] / flops[b]}
-            )
+        for n in dict.fromkeys(map(ends, LENGTHS)) if {a, b} <= set(names) else ():
+            found["5"].append({"online": a, "static": b, "tokens": n, **judged(less(a, b, n), MARGIN), "flops_ratio": flops[a] / flops[b]})
     for a, b in CLAIM4:
-        for n in (32768, 65536) if {a, b} <= set(names) else ():
-            found["4"].append({"lora": a, "full": b, "tokens": n, **judged(less(a, b, ends(n)), 0.0, below=False)})
+        for n in dict.fromkeys(map(ends, (32768, 65536))) if {a, b} <= set(names) else ():
+            found["4"].append({"lora": a, "full": b, "tokens": n, **judged(less(a, b, n), 0.0, below=False)})
     static = [arm.name for arm in there if not arm.online]
     for arm in there if "static-8192" in names else ():
         cheaper = [name for name in static if arm.online and flops[name] <= flops[arm.name] * (1 + 1e-9)]
@@ -298,6 +294,11 @@ def page(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def drawable(results: dict) -> list[dict]:
+    """Of the gains along streams those of at least a block."""
+    return [row for row in results["verdicts"]["growth"] if row["tokens"] >= BLOCK]
+
+
 def draw(results: dict, path: Path) -> None:
     """The gain of each learning arm over the static one of its context, along the stream: mean over texts, and each text's."""
     import matplotlib
@@ -307,7 +308,7 @@ def draw(results: dict, path: Path) -> None:
 
     from dynadapt.experiments.plot import STYLE
 
-    rows = results["verdicts"]["growth"]
+    rows = drawable(results)
     columns = min(len(rows), 3)
     lines = -(-len(rows) // columns)
     width = max(8.0, 3.2 * columns + 0.6)
@@ -401,7 +402,7 @@ def put(given, texts, rates, cells, flops) -> None:
         "verdicts": verdicts(cells, flops),
     }
     write_results(given.out, results, page(results))
-    if results["verdicts"]["growth"]:
+    if drawable(results):
         draw(results, given.out / "gain.png")
 
 

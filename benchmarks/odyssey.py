@@ -44,7 +44,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a source tree needs no installation
 
-from benchmarks.script import CONFIRMED, OPEN, REFUTED, TUNED, corpus_facts, domains_of, going_on, parser_of, write_results  # noqa: E402
+from benchmarks.script import CONFIRMED, OPEN, REFUTED, TUNED, corpus_facts, domains_of, going_on, made_once, parser_of, write_results  # noqa: E402
 from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
 from dynadapt.experiments.corpus_read import read_documents
 from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, advise, outcome_interval, size_factor
@@ -53,6 +53,7 @@ from dynadapt.experiments.diagnose.driver import run_diagnosis
 from dynadapt.experiments.diagnose.verdict import DIVERGED
 from dynadapt.runs.progress import Lines
 from dynadapt.runs.rundir import RunError, read_json, write_json
+from dynadapt.runs.stopping import Interrupted
 
 LORA, FULL = (LEARNING_RATES[adapt]["adam"] for adapt in ("lora", "full"))
 CONDITIONS = {
@@ -84,8 +85,10 @@ def excerpts(path: Path, out: Path, characters: int, count: int | None = None) -
 
 def sampled(model: str, out: Path, rows: int = 32, tokens: int = 256) -> Path:
     """Text that the model writes from its beginning-of-text token; kept once written."""
-    if out.exists():
-        return out
+    return made_once(out, lambda whole: _sample(model, whole, rows, tokens))
+
+
+def _sample(model: str, out: Path, rows: int, tokens: int) -> None:
     import torch
     import transformers
 
@@ -102,9 +105,7 @@ def sampled(model: str, out: Path, rows: int = 32, tokens: int = 256) -> Path:
     )
     special = (live.config.bos_token_id, live.config.eos_token_id)
     texts = [tokenizer.decode([token for token in row[1:].tolist() if token not in special]) for row in ids]
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts if text.strip()), "utf-8")
-    return out
 
 
 def run_domain(name: str, condition: str, arguments, reference: Path) -> dict:
@@ -516,12 +517,14 @@ def main() -> None:
     done, failed = {condition: [] for condition in arguments.conditions}, []
     for condition, name in product(arguments.conditions, arguments.domains or there):
         print(f"{condition}, {name}", flush=True)
-        try:
-            with going_on(arguments.out):
+        with going_on(arguments.out):
+            try:
                 done[condition].append(run_domain(name, condition, arguments, reference))
-        except RunError as error:  # diverged: said, and the other domains go on
-            print(f"    {error}", flush=True)
-            failed.append({"domain": name, "condition": condition, "error": str(error)})
+            except Interrupted:
+                raise
+            except RunError as error:  # diverged: said, and the other domains go on
+                print(f"    {error}", flush=True)
+                failed.append({"domain": name, "condition": condition, "error": str(error)})
         write_done(arguments, done, failed)
     print((arguments.out / "results.md").read_text())
 

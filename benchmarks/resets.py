@@ -51,7 +51,7 @@ import torch  # noqa: E402
 from scipy.stats import t as student  # noqa: E402
 
 from benchmarks.guard import held_out  # noqa: E402
-from benchmarks.script import TUNED, by_text_and_arm, corpus_parser_of, domains_of, mean_error, usual_rate  # noqa: E402
+from benchmarks.script import TUNED, by_text_and_arm, corpus_parser_of, domains_of, ids_digest, mean_error, usual_rate  # noqa: E402
 from dynadapt import Adam, Alarm, Engine, LoRA, SegmentMemory, load  # noqa: E402
 
 KINDS = ("held out", "shuffled", "words")
@@ -257,6 +257,7 @@ def main() -> int:
             "tokens": len(ids) - 1,
             "segments": -(-(len(ids) - 1) // design.segment),
             "splices": splices,
+            "ids": ids_digest(ids),
         }
         for name, (ids, splices) in found.items()
     ]

@@ -46,12 +46,13 @@ from dynadapt.experiments.reweight.compare_flops import bits_per_byte, flops_mar
 from dynadapt.runs.rundir import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.reweighting_data import small_vocabulary, subset  # noqa: E402
+from benchmarks.reweighting_begun import OWN, check_begun  # noqa: E402
+from benchmarks.reweighting_data import check_judged, small_vocabulary, subset  # noqa: E402
 from benchmarks.reweighting_fits import fits, fits_markdown  # noqa: E402
 from benchmarks.reweighting_study import METHODS, Case, Study  # noqa: E402
 from benchmarks.reweighting_time import page as time_page  # noqa: E402
 from benchmarks.reweighting_time import timed  # noqa: E402
-from benchmarks.script import corpus_facts, going_on, parser_of, write_results  # noqa: E402
+from benchmarks.script import corpus_facts, going_on, parser_of, refuse_below, write_results  # noqa: E402
 
 OF_A_SIZE = (  # what both claims and both searches need
     "stratified", "proportional", "velocitune", "velocitune-average", "dynamic-batch-loading", "odm", "op-mix", "proxies",
@@ -150,10 +151,12 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write the report of the runs that are there")
     arguments = parser.parse_args()
     if arguments.judge:
-        print(page(judge_again(arguments.judge)))
+        with going_on(arguments.out):
+            print(page(judge_again(arguments.judge)))
         return
     if arguments.corpus is None:
         parser.error("--corpus: give the directory that `dynadapt corpus build` made")
+    refuse_below(parser, arguments, 1, "seeds", "steps", "rows", "mixtures")
     if not 0 <= arguments.first_seed < arguments.seeds:
         raise SystemExit(f"first-seed {arguments.first_seed}: give one from 0 to {arguments.seeds - 1}, under --seeds {arguments.seeds}")
     arguments.case = arguments.case or (["scratch"] if arguments.size else ["scratch", "continual"])
@@ -162,6 +165,8 @@ def main() -> None:
         raise SystemExit(f"size {arguments.size!r} with case continual: a model that is loaded has its size; leave out one of the two")
     if arguments.time is not None and (arguments.time < 8 or not arguments.size):
         parser.error(f"--time {arguments.time}: give at least 8 steps, of which the first quarter is left out, and a --size")
+    if arguments.time is not None and arguments.report:
+        parser.error("--time and --report: one times steps, the other runs nothing; give one of them")
     torch.set_num_threads(min(torch.get_num_threads(), 2))
     with going_on(arguments.out):
         if arguments.time:
@@ -169,13 +174,13 @@ def main() -> None:
             return
         for name in arguments.case if not arguments.report else ():
             train(name, arguments)
-    write_done(arguments)
+        write_done(arguments)
     print((arguments.out / "results.md").read_text())
 
 
 def prepared(name: str, arguments) -> Case:
     case = cases(arguments.steps, arguments.size)[name]
-    domains = subset(arguments.corpus, arguments.out / "texts", arguments.share or case.share)
+    domains = subset(arguments.corpus, arguments.out / "texts", case.share if arguments.share is None else arguments.share)
     model = small_vocabulary(domains, arguments.out / "vocabulary", case.vocabulary) if case.vocabulary else case.config.model
     changes = {"scratch": arguments.scratch} if case.config.scratch and arguments.scratch else {}
     changes |= {"rows": arguments.rows} if arguments.rows else {}
@@ -189,6 +194,8 @@ def train(name: str, arguments) -> None:
     case = prepared(name, arguments)
     if any(METHODS[method].search for method in arguments.mixers):
         SearchConfig("proxies", mixtures=case.mixtures).check_for(case.config, len(case.config.domains))
+    searches = {method: case.search(METHODS[method].search) for method in arguments.mixers if METHODS[method].search}
+    check_begun(arguments.out / name, METHODS, case.config, searches)
     for seed in range(arguments.first_seed, arguments.seeds):
         study = Study(case, arguments.out / name / f"seed-{seed}", seed)
         print(f"{name}, seed {seed}: {case.config.steps} steps of {case.config.rows * case.config.segment} tokens", flush=True)
@@ -204,7 +211,8 @@ def train(name: str, arguments) -> None:
 def write_done(arguments) -> None:
     """results.json, results.md and results.png of what is done so far."""
     found, searches = {}, {}
-    for folder in sorted(arguments.out.glob("*/seed-*")):
+    check_judged(arguments.corpus, arguments.out / "texts")
+    for folder in sorted(folder for case in cases() for folder in (arguments.out / case).glob("seed-*")):
         study = Study(cases()[folder.parent.name], folder, int(folder.name.removeprefix("seed-")))
         for path in sorted(folder.glob("*/judged.json")):
             row = read_json(path)
@@ -251,6 +259,8 @@ def page(cases: dict) -> str:
 def judge_again(path: Path) -> dict:
     """The cases of a results file, their comparisons and verdicts made anew from its runs and kept there."""
     results = read_json(path)
+    if not isinstance(results, dict) or not {"cases", "runs", "settings"} <= results.keys():
+        raise SystemExit(f"--judge {path}: no results of this script")
     for name, case in results["cases"].items():
         rows, batch = results["runs"][name], results["settings"][name]["rows"]
         later = {"by_flops": judged_by_flops(rows, batch), "bits_per_byte": bits_per_byte(rows)}
@@ -279,8 +289,7 @@ def rounded(content):
 def _settings(folder: Path) -> dict:
     """What all runs of a case share, without the paths of this machine."""
     first = read_json(sorted(folder.glob("seed-*/*/config.json"))[0])
-    own = ("domains", "corpus", "model", "mixer", "settings", "weights", "target", "reference", "seed", "evaluate", "steps")
-    return {key: value for key, value in first.items() if key not in own}
+    return {key: value for key, value in first.items() if key not in (*OWN, "steps")}
 
 
 if __name__ == "__main__":

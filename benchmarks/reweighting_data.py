@@ -7,14 +7,14 @@ mixers are judged on the other (test.jsonl), which no rule ever sees.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dynadapt.experiments.corpus_read import check_corpus, part_files, read_documents
+from benchmarks.script import made_once
+from dynadapt.experiments.corpus_read import check_corpus, part_files, read_documents, read_manifest
 from dynadapt.experiments.reweight import ReweightConfig
 from dynadapt.experiments.reweight.domains import Rows, encode_rows
 from dynadapt.model import random_model, tiny_config
@@ -26,29 +26,60 @@ END = "<|endoftext|>"
 
 
 def subset(corpus: Path, out: Path, share: float) -> dict[str, str]:
-    """Paths of the domains under `out`: `share` of each one's training text, by document, and its held-out documents."""
+    """Paths of the domains under `out`: `share` of each one's training text, by document, and its held-out documents.
+
+    Raises:
+        SystemExit: a share that is none, or other texts that lie there already.
+    """
+    if not 0 < share <= 1:
+        raise SystemExit(f"--share {share}: give a number above 0, up to 1")
     check_corpus(corpus)
     return {name: str(_subset(corpus / name, out / name, share)) for name in sorted(part_files(corpus))}
 
 
 def _subset(source: Path, out: Path, share: float) -> Path:
-    if (out / "test.jsonl").exists():
-        return out
     train = [text for _, text in read_documents(source / "train.jsonl")]
-    order = np.random.default_rng(0).permutation(len(train))
-    wanted, kept = share * sum(map(len, train)), []
-    for index in order:
-        if sum(map(len, kept)) >= wanted:
+    texts = {"train": _kept(train, share), **_held_out(source)}
+    made_once(out, lambda folder: _write(folder, texts))
+    for part, lines in texts.items():
+        if (out / f"{part}.jsonl").read_text("utf-8") != lines:
+            raise SystemExit(f"{out / part}.jsonl holds other texts than a share of {share:g} of {source}: give another --out")
+    return out
+
+
+def _write(folder: Path, texts: dict[str, str]) -> None:
+    folder.mkdir()
+    for part, lines in texts.items():
+        (folder / f"{part}.jsonl").write_text(lines, "utf-8")
+
+
+def _kept(train: list[str], share: float) -> str:
+    wanted, kept, so_far = share * sum(map(len, train)), [], 0
+    for index in np.random.default_rng(0).permutation(len(train)):
+        if so_far >= wanted:
             break
         kept.append(train[index][: int(wanted) + 1])
+        so_far += len(kept[-1])
+    return _lines(kept)
+
+
+def _held_out(source: Path) -> dict[str, str]:
+    """By part of a domain's folder: what mixers may read, and what all are judged on."""
     held = [text[:EXCERPT] for _, text in read_documents(source / "heldout.jsonl")]
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, texts in (("train", kept), ("heldout", held[0::2]), ("test", held[1::2])):
-        (temporary / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
-    temporary.rename(out)
-    return out
+    return {"heldout": _lines(held[0::2]), "test": _lines(held[1::2])}
+
+
+def _lines(texts: list[str]) -> str:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts)
+
+
+def check_judged(corpus: Path, out: Path) -> None:
+    """SystemExit where the texts under `out`, if there are any, are judged on other documents than this corpus holds out."""
+    read_manifest(corpus)
+    for folder in sorted(out.glob("*/test.jsonl")):
+        source = corpus / folder.parent.name
+        if not source.is_dir() or folder.read_text("utf-8") != _held_out(source)["test"]:
+            raise SystemExit(f"{folder} holds other texts than {source}: give the --corpus that {out.parent} was made of")
 
 
 def small_vocabulary(domains: dict[str, str], out: Path, size: int) -> str:
@@ -56,21 +87,20 @@ def small_vocabulary(domains: dict[str, str], out: Path, size: int) -> str:
 
     Only the tokenizer is used: a model from scratch takes it over, and has random weights of its own.
     """
-    if not out.exists():
-        backend = Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[END], show_progress=False
-        )
-        texts = (text for path in domains.values() for _, text in read_documents(Path(path) / "train.jsonl"))
-        backend.train_from_iterator(texts, trainer)
-        config = tiny_config("llama", vocab_size=backend.get_vocab_size(), layers=1, eos_token_id=backend.token_to_id(END))
-        temporary = out.with_name(out.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        write_directory(random_model(config, tokenizer=ModelTokenizer(backend, eos_id=config.eos_token_id)), temporary)
-        temporary.rename(out)
-    return str(out)
+    return str(made_once(out, lambda folder: _make_vocabulary(domains, folder, size)))
+
+
+def _make_vocabulary(domains: dict[str, str], folder: Path, size: int) -> None:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[END], show_progress=False
+    )
+    texts = (text for path in domains.values() for _, text in read_documents(Path(path) / "train.jsonl"))
+    backend.train_from_iterator(texts, trainer)
+    config = tiny_config("llama", vocab_size=backend.get_vocab_size(), layers=1, eos_token_id=backend.token_to_id(END))
+    write_directory(random_model(config, tokenizer=ModelTokenizer(backend, eos_id=config.eos_token_id)), folder)
 
 
 def judged(config: ReweightConfig, engine, rows: int) -> dict[str, float]:

@@ -103,6 +103,17 @@ class Case:
     proxy: float = 0.2
     proxy_size: str | None = None
 
+    def search(self, method: str) -> SearchConfig:
+        """How a method looks for its mixture."""
+        proxies = method == "proxies"
+        return SearchConfig(
+            method=method,
+            mixtures=self.mixtures,
+            part=self.proxy if proxies else self.probe,
+            unforeseen="hold",
+            proxy=self.proxy_size if proxies and self.config.scratch else None,
+        )
+
 
 class Study:
     """The runs of one case and one seed under out/CASE/seed-N/METHOD, each with judged.json beside its own files."""
@@ -205,15 +216,7 @@ class Study:
         folder, method = self.folder / "searches" / name, METHODS[name].search
         if (folder / "summary.json").exists():
             return read_json(folder / "summary.json")
-        proxies = method == "proxies"
-        how = SearchConfig(
-            method=method,
-            mixtures=self.case.mixtures,
-            part=self.case.proxy if proxies else self.case.probe,
-            unforeseen="hold",
-            proxy=self.case.proxy_size if proxies and config.scratch else None,
-        )
-        found = search_mixture(config, how, folder, resume=True, checkpoint=CHECKPOINT)
+        found = search_mixture(config, self.case.search(method), folder, resume=True, checkpoint=CHECKPOINT)
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         for proxy in (folder / "proxies").glob("*/checkpoint"):
             shutil.rmtree(proxy)

@@ -64,13 +64,18 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=SHARE, help="of the corpus' training text (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and drawn rows (default: %(default)s)")
     given = parser.parse_args()
+    with going_on(given.out):
+        measure(given)
+    return 0
+
+
+def measure(given) -> None:
     domains = subset(given.corpus, given.out / "texts", given.share)
     model = small_vocabulary(domains, given.out / "vocabulary", VOCABULARY)
     rows = []
     for rate in given.rates:
         config = config_of(rate, domains, model, given.steps, given.rows, given.warmup, given.seed)
-        with going_on(given.out):
-            summary = run(config, given.out / f"rate-{rate:g}", ReweightOptions(resume=True, checkpoint=100))
+        summary = run(config, given.out / f"rate-{rate:g}", ReweightOptions(resume=True, checkpoint=100))
         largest = {
             what: max(row[what] for row in spreads(given.out / f"rate-{rate:g}").values())
             for what in ("loss", "fall_of_last_tenth", "fall")
@@ -93,7 +98,6 @@ def main() -> int:
     }
     write_results(given.out, results, page(results))
     print(page(results))
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from dynadapt.common.environment import environment
+from dynadapt.common.making import in_the_making
 from dynadapt.experiments.config import EvalConfig
 from dynadapt.experiments.corpus_read import check_corpus, read_documents
 from dynadapt.experiments.defaults import settle
@@ -76,11 +79,49 @@ def corpus_facts(corpus: Path) -> dict | None:
 
 @contextmanager
 def going_on(out: Path):
-    """Ends the script when it is interrupted, and says how it goes on."""
+    """Ends the script by one line: when it is interrupted, with how it goes on, and when what it was given can't be used, with what was refused."""
     try:
         yield
     except Interrupted as stopped:
         raise SystemExit(f"{stopped}; the same command goes on in {out}") from None
+    except (ValueError, RuntimeError) as error:
+        if not type(error).__module__.startswith("dynadapt"):
+            raise
+        raise SystemExit(" ".join(str(error).split())) from None
+
+
+def refuse_below(parser: argparse.ArgumentParser, given: argparse.Namespace, least: int, *names: str) -> None:
+    """Ends the script where one of these options is given and below `least`: 0 is no word for the default."""
+    for name in names:
+        value = getattr(given, name)
+        if value is not None and not value >= least:
+            parser.error(f"--{name.replace('_', '-')} {value}: give at least {least}")
+
+
+def made_once(out: Path, make: Callable[[Path], None]) -> Path:
+    """`out`, which `make` makes under the name it is given unless it is there; of several processes that make it at once, the first one's stays."""
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with in_the_making(out, directory=True) as folder:
+            make(folder / "whole")
+            try:
+                (folder / "whole").rename(out)
+            except OSError:
+                if not out.exists():
+                    raise
+    return out
+
+
+def text_once(file: Path, text: str, source: Path) -> Path:
+    """`file`, made with this text unless it is there.
+
+    Raises:
+        SystemExit: another text is, of another corpus or by other sizes.
+    """
+    made_once(file, lambda whole: whole.write_bytes(text.encode()))
+    if file.read_bytes() != text.encode():
+        raise SystemExit(f"{file} holds another text than is made of {source} now: give another --out")
+    return file
 
 
 def rows_before(file: Path, facts: dict) -> list[dict]:
@@ -111,7 +152,7 @@ def by_text_and_arm(
 
     Args:
         facts: model and sizes, of which an earlier part of the run must have had the same.
-        heads: a row for each text, "text" its name, without its arms.
+        heads: a row for each text, "text" its name, without its arms; an earlier part of the run must have had the same.
         arms: those of a row.
         measure: what one arm gives on one text.
         said: the line that is printed of a row's arm.
@@ -125,6 +166,9 @@ def by_text_and_arm(
         if row is None:
             row = {**head, "arms": {}}
             rows.append(row)
+        for name, value in json.loads(json.dumps(head)).items():
+            if row.get(name, value) != value:
+                raise SystemExit(f"{file} has text {head['text']!r} with {name} {row[name]!r}, not {value!r}: give another --out")
         for arm in arms(row):
             if arm not in row["arms"]:
                 row["arms"][arm] = measure(head["text"], arm)
@@ -143,19 +187,24 @@ def write_results(out: Path, results: dict, page: str, name: str = "results.md")
 
 def documents_file(corpus: Path, domain: str, tokenizer, file: Path, documents: int, tokens: int) -> Path:
     """The first ``tokens`` tokens of the domain's first ``documents`` documents that are as long, a line each: held-out ones first."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for part in ("heldout", "train"):
-            for name, text in read_documents(corpus / domain / f"{part}.jsonl"):
-                ids, spans = tokenizer.encode_offsets(text[: 20 * tokens])
-                if len(ids) >= tokens and len(lines) < documents:
-                    # where the cut would change the tokens before it, the document is left out
-                    cut = text[: spans[tokens - 1][1]]
-                    if len(tokenizer.encode(cut)) == tokens:
-                        lines.append(json.dumps({"name": name, "text": cut}, ensure_ascii=False))
-        file.write_text("\n".join(lines) + "\n", "utf-8")
-    return file
+    lines = itertools.islice(_cut_documents(corpus / domain, tokenizer, tokens), documents)
+    return text_once(file, "\n".join(lines) + "\n", corpus / domain)
+
+
+def _cut_documents(folder: Path, tokenizer, tokens: int) -> Iterator[str]:
+    for part in ("heldout", "train"):
+        for name, text in read_documents(folder / f"{part}.jsonl"):
+            ids, spans = tokenizer.encode_offsets(text[: 20 * tokens])
+            if len(ids) >= tokens:
+                # where the cut would change the tokens before it, the document is left out
+                cut = text[: spans[tokens - 1][1]]
+                if len(tokenizer.encode(cut)) == tokens:
+                    yield json.dumps({"name": name, "text": cut}, ensure_ascii=False)
+
+
+def ids_digest(ids: Sequence[int]) -> str:
+    """Of the tokens that a text is read as."""
+    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
 
 
 def cell(folder: Path, config, model, checkpoint: int = 8) -> dict:

@@ -57,6 +57,8 @@ def run(arguments) -> int:
     for name in ("checkpoint", "keep"):
         if getattr(arguments, name) < 0:
             raise IclError(f"{name} {getattr(arguments, name)}: give a whole number of at least 0")
+    if arguments.minutes is not None and not arguments.minutes >= 0:
+        raise IclError(f"minutes {arguments.minutes:g}: give a number of at least 0")
     say(f"training a transformer on {', '.join(config.classes)}, {config.steps:,} steps: making the model")
     from dynadapt.experiments.dyneval import Interrupted
     from dynadapt.experiments.icl.progress import progress_for

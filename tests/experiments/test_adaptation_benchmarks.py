@@ -229,3 +229,67 @@ def test_a_benchmark_does_not_go_on_with_other_settings(tmp_path):
     rows_in(tmp_path, 10)
     with pytest.raises(SystemExit, match="has tokens 10, not 12: give another --out"):
         rows_in(tmp_path, 12)
+
+
+def test_a_benchmark_does_not_go_on_with_other_texts(tmp_path):
+    head = {"text": "a", "ids": "0123"}
+    measured = lambda head: script.by_text_and_arm(  # noqa: E731
+        tmp_path, {}, [head], lambda row: ["static"], lambda text, arm: {}, lambda rows: {}, lambda row, arm: arm
+    )
+    assert measured({"text": "a"})["rows"] == measured(head)["rows"]  # of before there were digests
+    (tmp_path / "results.json").unlink()
+    measured(head)
+    with pytest.raises(SystemExit, match="has text 'a' with ids '0123', not '4567': give another --out"):
+        measured({**head, "ids": "4567"})
+    file = script.text_once(tmp_path / "texts" / "a.txt", "a\r\nb\n", tmp_path)
+    assert script.text_once(file, "a\r\nb\n", tmp_path).read_bytes() == b"a\r\nb\n"
+    with pytest.raises(SystemExit, match="a.txt holds another text than is made of .* now: give another --out"):
+        script.text_once(file, "a\nb\n", tmp_path)
+
+
+def test_a_text_that_was_begun_is_not_taken_for_one(tmp_path):
+    def killed(path):
+        path.write_text("half of")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        script.made_once(tmp_path / "text", killed)
+    assert script.made_once(tmp_path / "text", lambda path: path.write_text("all of it")).read_text() == "all of it"
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_what_is_refused_is_one_line(tmp_path):
+    from dynadapt.runs.rundir import RunError
+    from dynadapt.runs.stopping import Interrupted
+
+    for error, said in ((RunError("no\nway"), "no way"), (Interrupted("stopped"), f"stopped; the same command goes on in {tmp_path}")):
+        with pytest.raises(SystemExit) as end, script.going_on(tmp_path):
+            raise error
+        assert end.value.code == said
+    with pytest.raises(ValueError, match="ours"), script.going_on(tmp_path):
+        raise ValueError("ours: a mistake of the program, whose place is of use")
+
+
+def test_a_diverged_domain_does_not_end_the_others(tmp_path, monkeypatch):
+    from benchmarks import odyssey
+    from dynadapt.runs.rundir import RunError
+    from dynadapt.runs.stopping import Interrupted
+
+    ran, written = [], {}
+
+    def run_domain(name, condition, arguments, reference):
+        ran.append(name)
+        if len(ran) == 1:
+            raise RunError("diverged")
+        if len(ran) == 3:
+            raise Interrupted("stopped after step 3")
+        return {"domain": name}
+
+    monkeypatch.setattr(odyssey, "domains_of", lambda corpus, wanted: ["a", "b", "c"])
+    monkeypatch.setattr(odyssey, "sampled", lambda model, out: out)
+    monkeypatch.setattr(odyssey, "run_domain", run_domain)
+    monkeypatch.setattr(odyssey, "write_done", lambda arguments, done, failed: written.update(done=done, failed=failed))
+    monkeypatch.setattr(sys, "argv", ["odyssey.py", str(tmp_path), "--out", str(tmp_path), "--conditions", "lora"])
+    with pytest.raises(SystemExit, match="stopped after step 3; the same command goes on"):
+        odyssey.main()
+    assert ran == ["a", "b", "c"] and written["done"] == {"lora": [{"domain": "b"}]} and written["failed"][0]["domain"] == "a"

@@ -64,3 +64,16 @@ def test_its_page_and_picture(tmp_path):
     long_streams.put(given, dict.fromkeys(made, tmp_path / "text"), {"lora": {"rate": 1e-3, "end": False}}, made, FLOPS)
     page = (tmp_path / "results.md").read_text()
     assert "lora-memory-512 over static-memory-512 | 131,072" in page and (tmp_path / "gain.png").stat().st_size > 10_000
+
+
+def test_shorter_texts_are_said_to_be_shorter(tmp_path):
+    """Of a dry run, in which no text has all lengths or a block of the picture."""
+    made = {
+        text: {arm: Scored(s.nll[:1024], 1024, s.flops, 10) for arm, s in found.items()} for text, found in cells(lambda at: 0.1).items()
+    }
+    v = long_streams.verdicts(made, FLOPS)
+    assert [row["tokens"] for row in v["5"]] == [1024] * 3 and [row["tokens"] for row in v["4"]] == [1024] * 2
+    given = SimpleNamespace(model="m", dtype="bf16", tokens=1025, longer=1025, tuning=1025, corpus=tmp_path, out=tmp_path)
+    (tmp_path / "text").write_text("a")
+    long_streams.put(given, dict.fromkeys(made, tmp_path / "text"), {"lora": {"rate": 1e-3, "end": False}}, made, FLOPS)
+    assert "| 1,024 |" in (tmp_path / "results.md").read_text() and not (tmp_path / "gain.png").exists()

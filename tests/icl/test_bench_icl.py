@@ -6,7 +6,6 @@ import pytest
 
 from dynadapt.bench import compare
 from dynadapt.experiments.icl import bench
-from dynadapt.experiments.icl.function_class import IclError
 
 
 def test_a_step_is_checked_then_timed():
@@ -36,14 +35,17 @@ def test_in_bf16_peers_under_autocast_have_a_residual_in_float32():
         compare.check({"dynadapt": row}, yardstick, bench.FLOOR)
 
 
-def test_what_does_not_fit_is_named():
+def test_what_does_not_fit_is_named(monkeypatch):
     from dynadapt.cli import build_parser
 
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for options, message in (
         (["--against", "jax"], "--against jax: give some of"),
         (["--rounds", "0"], "--rounds 0"),
         (["gpt"], "preset 'gpt'"),
+        (["--dtype", "bf16", "--device", "cuda"], "device='cuda': torch .* sees no GPU"),
+        (["--device", "gpu"], "device='gpu'|device is 'gpu'"),
     ):
         arguments = build_parser().parse_args(["bench", "icl", *options])
-        with pytest.raises(IclError, match=message):
+        with pytest.raises(ValueError, match=message):
             arguments.function(arguments)

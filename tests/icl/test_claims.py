@@ -258,6 +258,32 @@ def test_dry_run_in_pieces(tmp_path, monkeypatch, capsys):
     assert tests["dense"]["least_squares"]["first"][3] < 1e-3 and whole["posterior moved by noise"] < 1e-3
     assert set(whole["number"][0]["tests"]["wave"]) >= {"waves", "basis_least_squares", "mixture_bayes"}
     assert whole["runs"]["seed0/mixture"]["unit_variance"] and not whole["runs"]["seed0/own-dense"]["unit_variance"]
+    # what is there is not taken for runs of other settings, and is said in its own arithmetic
+    for options, message in (
+        (["--steps", "20"], "seed0/mixture was begun with steps 20, not 40"),
+        (["--scale", "small"], "begun with .* not "),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            stopped(monkeypatch, tmp_path / "whole", "--seeds", "1", "--evaluate", *options)
+    (tmp_path / "whole" / "seed0" / "wave" / "summary.json").unlink()  # a family that is not finished
+    stopped(monkeypatch, tmp_path / "whole", "--seeds", "1", "--evaluate", "--dtype", "bf16")
+    part = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert part["linear"] == whole["linear"] and part["number"] == [] and part["configs"]["seed0/mixture"]["dtype"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--evaluate"], "no seed is finished yet"),
+        (["--steps", "0"], "--steps 0: give at least 1"),
+        (["--minutes", "nan"], "--minutes nan: give at least 0"),
+        (["--minutes", "-1"], "--minutes -1.0: give at least 0"),
+    ],
+)
+def test_what_can_not_be_used_is_one_line(tmp_path, monkeypatch, capsys, options, message):
+    with pytest.raises(SystemExit) as end:
+        stopped(monkeypatch, tmp_path / "out", *options)
+    assert message in f"{end.value.code} {capsys.readouterr().err}" and not (tmp_path / "out").exists()
 
 
 def test_three_seeds_are_judged_and_drawn(tmp_path, monkeypatch):

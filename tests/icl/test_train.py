@@ -259,6 +259,9 @@ def test_the_command_line(tmp_path, capsys):
         call("icl", "train", "demo", "--mixture", "0.5,0.6", "--classes", "dense-linear", "sinusoid", "--out", out) == 2
         and "sum to 1.1" in capsys.readouterr().err
     )
+    for minutes in ("nan", "-1"):
+        assert call("icl", "train", "demo", "--minutes", minutes, "--out", f"{out}-no") == 2
+        assert f"minutes {minutes}: give a number of at least 0" in capsys.readouterr().err and not Path(f"{out}-no").exists()
 
 
 def test_the_gpus_kernels_train_alike():

@@ -13,7 +13,7 @@ from corpora import write_manifest
 from scipy import stats
 from tiny import english
 
-from dynadapt.experiments.reweight.compare import CompareError, difference, draw_comparison, holm, markdown, paired, report
+from dynadapt.experiments.reweight.compare import CompareError, difference, draw_comparison, holm, judged, markdown, paired, report
 from dynadapt.experiments.reweight.power import power, seen
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,12 +178,21 @@ def test_report_is_readable(tmp_path):
     assert "| velocitune | " in text and "- Claim 9: the average weights" in text and "worse" in text
     assert text.count("*") >= 2  # both domains of velocitune, by their own intervals
     assert draw_comparison(cases, tmp_path / "all.png").stat().st_size > 10_000
+    for begun in ({"stratified": 0.0}, {"velocitune": 0.0}):  # nothing stands beside stratified yet
+        cases = {"scratch": report(rows(begun))}
+        assert "not tested" in markdown(cases) and draw_comparison(cases, tmp_path / "begun.png").exists()
 
 
 def test_runs_that_differ_are_refused():
     found = rows({"stratified": 0.0, "odm": 0.0})
-    found[-1]["tokens"] = 99
-    with pytest.raises(CompareError, match="seed 3: odm and stratified"):
+    for row in (row for row in found if row["seed"] == 3):  # all of a seed: within it they agree
+        row["tokens"] = 99
+    for way in (report, judged):
+        with pytest.raises(CompareError, match="stratified of seed 0 has 32 tokens of code, prose; stratified of seed 3 has 99 tokens"):
+            way(found)
+    found = rows({"stratified": 0.0, "odm": 0.0})
+    del found[-1]["test"]["code"]
+    with pytest.raises(CompareError, match="odm of seed 3 has 32 tokens of prose"):
         report(found)
     with pytest.raises(CompareError, match="no finished run"):
         report([])

@@ -96,7 +96,12 @@ def bench_icl(arguments) -> int:
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
             raise IclError(f"--{name} {getattr(arguments, name)}: give at least 1")
-    config = bench_config(arguments.preset, device=arguments.device, dtype=arguments.dtype, batch=arguments.batch)
+    import torch
+
+    from dynadapt.ops import choose_device
+
+    device = str(choose_device(arguments.device, "auto", torch.float32))
+    config = bench_config(arguments.preset, device=device, dtype=arguments.dtype, batch=arguments.batch)
     result = run_icl(config, against, arguments.rounds, arguments.steps)
     print_table(result)
     if arguments.out:

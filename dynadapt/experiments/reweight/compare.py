@@ -90,9 +90,6 @@ def difference(rows: Sequence[Mapping], method: str, other: str) -> dict | None:
     seeds = sorted(set(one) & set(two))
     if not seeds:
         return None
-    for seed in seeds:
-        if set(one[seed]["test"]) != set(two[seed]["test"]) or one[seed]["tokens"] != two[seed]["tokens"]:
-            raise CompareError(f"seed {seed}: {method} and {other} have other domains or other numbers of tokens; they can't be compared")
     return of_pairs([(one[seed], two[seed]) for seed in seeds])
 
 
@@ -128,6 +125,7 @@ def report(rows: Sequence[Mapping], batch: int | None = None) -> dict:
     """All of one case: methods in a table, comparisons, verdicts. JSON-ready. batch: rows of a step, where it is known."""
     if not rows:
         raise CompareError("no finished run to compare")
+    check_alike(rows)
     methods = _methods(rows)
     return {"methods": {name: _summary([row for row in rows if row["method"] == name]) for name in methods}, **judged(rows, batch)}
 
@@ -138,6 +136,7 @@ def _methods(rows: Sequence[Mapping]) -> list[str]:
 
 def judged(rows: Sequence[Mapping], batch: int | None = None) -> dict:
     """Comparisons and verdicts of one case, from what each run ended with alone."""
+    check_alike(rows)
     methods = _methods(rows)
     others = [name for name in methods if name != BASE]
     untested = WANTS_LARGE_BATCHES if batch is not None and batch < len(rows[0]["test"]) else ()
@@ -160,6 +159,18 @@ def judged(rows: Sequence[Mapping], batch: int | None = None) -> dict:
         "claim9": {"verdict": _claim9(claim9)},
         "verdict": _verdict(against_base),
     }
+
+
+def check_alike(rows: Sequence[Mapping]) -> None:
+    """CompareError where a run has other domains or another number of tokens than the first: means over seeds are of runs of one size."""
+    first = rows[0]
+    for row in rows:
+        if set(row["test"]) != set(first["test"]) or row["tokens"] != first["tokens"]:
+            one, two = (
+                f"{each['method']} of seed {each['seed']} has {each['tokens']:,} tokens of {', '.join(sorted(each['test']))}"
+                for each in (first, row)
+            )
+            raise CompareError(f"{one}; {two}: other domains or other numbers of tokens can't be compared")
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -348,6 +359,10 @@ def draw_comparison(cases: Mapping[str, Mapping], path: str | Path) -> Path:
 
 def _forest(axis, name: str, found: Mapping) -> None:
     methods = list(found["against_stratified"])
+    if not methods:  # of a study that was begun
+        axis.set_axis_off()
+        axis.set_title(f"{name}: nothing to compare with stratified yet", fontsize=9)
+        return
     for place, method in enumerate(methods):
         value = found["against_stratified"][method]
         low, high = value["interval"] or (value["mean"], value["mean"])
