@@ -1,6 +1,7 @@
 """What the campaign does within its time, and what it carries from one call into the next."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
-from benchmarks import gpu_campaign  # noqa: E402
+from benchmarks import gpu_campaign, native_build  # noqa: E402
 from benchmarks.gpu import campaign, choice_table, machine, ops, stacked, step, step_worker, timing  # noqa: E402
 from benchmarks.gpu.campaign import Campaign, Record, child  # noqa: E402
 from benchmarks.gpu.summary import goals, ops_table  # noqa: E402
@@ -168,6 +169,26 @@ def test_a_build_that_is_stopped_has_failed(tmp_path, monkeypatch):
         machine.build(Campaign(tmp_path, "cpu"), record)
     machine.compile(Campaign(tmp_path, "cpu"), record)
     assert record.data["exit_status"] == "stopped" and "Building" in record.data["said"] and record.data["status"] == "out of time"
+
+
+@pytest.mark.parametrize("version", [None, (2, 11, 1)])
+def test_a_build_takes_the_headers_in_torchs_wheel_where_pybind11_will_not_do(version, monkeypatch, tmp_path):
+    own = native_build.find_spec
+    monkeypatch.setattr(native_build, "find_spec", lambda name: version if name == "pybind11" else own(name))
+    if version:
+        monkeypatch.setitem(sys.modules, "pybind11", SimpleNamespace(version_info=version))
+    (given,) = [word for word in build_commands(tmp_path, tmp_path)["configure"] if "pybind11" in word.lower()]
+    name, folder = given.split("=", 1)
+    assert name == "-DDYNADAPT_PYBIND11_INCLUDE" and (Path(folder) / "pybind11" / "pybind11.h").exists()
+    assert "DYNADAPT_PYBIND11_INCLUDE" in (ROOT / "CMakeLists.txt").read_text()
+
+
+def test_a_package_of_the_same_name_does_not_hide_the_campaign(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").write_text("")
+    path = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "PATH": os.environ["PATH"]}
+    ran = subprocess.run([sys.executable, "-c", "import benchmarks.gpu.campaign"], capture_output=True, text=True, env=path, cwd="/")
+    assert ran.returncode == 0, ran.stderr
 
 
 # ---- choices, from call to call
