@@ -287,16 +287,43 @@ def test_a_cut_leaves_whole_comparisons(tmp_path, monkeypatch):
         return record.data["status"]
 
     assert call() == "out of time"
-    providers, alone = (
-        ("dynadapt", *step.PEERS),
-        ("dynadapt", "peft-eager", "stacked-graph", "stacked-compile", "peft-liger"),
-    )  # what compiles for minutes later
-    assert ran == [("truth", 1, 512), *((p, 1, 512) for p in alone), ("dynadapt", 8, 512), (providers[1], 8, 512)]
+    quick = [peer for peer in step.PEERS if peer != "stacked-compile"]
+    alone = ("dynadapt", "peft-eager", "stacked-graph", "peft-liger")
+    assert ran == [("truth", 1, 512), *((p, 1, 512) for p in alone), *((p, 8, 512) for p in ("dynadapt", *quick[:2]))]
     left[0] = 100
     call()
-    assert ran[:4] == [*((p, 8, 512) for p in providers[2:]), ("truth", 1, 2048)]
-    assert ran[-3:] == [("dynadapt-float8", *shape) for shape in shapes]
+    assert ran[:2] == [(quick[2], 8, 512), ("truth", 1, 2048)]
+    assert ran[-6:] == [(p, *shape) for p in ("stacked-compile", "dynadapt-float8") for shape in shapes]  # what compiles for minutes later
     assert step.order(shapes, (), True)[-3:] == [(step.DEPENDENT, *shape) for shape in shapes]
+
+
+def test_a_worker_has_a_time_of_its_own(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(step, "child", lambda command, device, seconds, **_: (given.setdefault("seconds", seconds), (1, ""))[1])
+    for provider, most in (("stacked-graph", step.LIMIT), ("stacked-compile", step.LIMITS["stacked-compile"])):
+        given.clear()
+        step._worker(Campaign(tmp_path, "cpu", 520.0), tmp_path, {"provider": provider, "streams": 1, "segment": 8})
+        assert given["seconds"] == most
+
+
+@pytest.mark.parametrize("broken", [ImportError("No module named 'peft'"), TypeError("from_config() got an unexpected keyword")])
+def test_the_truth_is_made_by_plain_torch_where_others_do_not_run(broken, monkeypatch):
+    """The same to float32's rounding, and said so; without a truth nothing of a segment would be timed."""
+    o = {"model": "tiny", "segment": 16, "streams": 1, "device": "cpu"}
+    monkeypatch.setattr(step_worker, "CHECKED", 2)
+    theirs = step_worker.truth(o)
+    assert theirs["by"] == "transformers + peft" and theirs["instead_of"] == {}
+
+    def fails(*_, **__):
+        raise broken
+
+    monkeypatch.setattr(step_worker.Peft, "__init__", fails)
+    plain = step_worker.truth(o)
+    assert plain["by"].startswith("plain torch") and str(broken) in plain["instead_of"]["transformers + peft"]
+    assert torch.allclose(torch.tensor(plain["nll"]), torch.tensor(theirs["nll"]), atol=1e-4)
+    monkeypatch.setattr(step_worker.StackedPeer, "__init__", fails)
+    with pytest.raises(RuntimeError, match="transformers . peft: .*; plain torch"):
+        step_worker.truth(o)
 
 
 def test_a_segment_without_a_truth_is_named_and_costs_one_try(tmp_path, monkeypatch):
