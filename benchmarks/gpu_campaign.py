@@ -81,9 +81,9 @@ def late(seconds: float) -> float:
 
 # A command may take ten minutes. The quarter of an hour is for a card that is there no longer, and begins the half hour's work.
 CALLS = {
-    "quarter-hour-1": Call(500, {"environment": 15, "build": 80, "ceilings": 20, "core": 120, "choices-135m": 40, "step-135m": 165}),
+    "quarter-hour-1": Call(500, {"environment": 15, "build": 70, "ceilings": 20, "core": 120, "choices-135m": 50, "step-135m": 165}),
     "quarter-hour-2": Call(240, {"build": 60, "core": 40, "step-135m": 115}),
-    "first-half-hour-1": Call(570, {"environment": 15, "build": 100, "ceilings": 20, "core": 160, "choices-135m": 40, "step-135m": 175}),
+    "first-half-hour-1": Call(570, {"environment": 15, "build": 85, "ceilings": 20, "core": 160, "choices-135m": 55, "step-135m": 175}),
     "first-half-hour-2": Call(570, {"build": 60, "core": 60, "step-135m": 100, "choices-1b": 40, "step-1b": 250}),
     "first-half-hour-3": Call(
         570, {"build": 60, "step-1b": 100, "ops-linear": 60, "ops-head": 50, "ops-rest": 60, "profiles": 80, "correctness": 100}

@@ -10,6 +10,7 @@ import torch
 from dynadapt.ops import UnsupportedOp, resolve
 
 from . import choice_table
+from .ahead import ahead
 from .campaign import RESTARTED, ROOT, check_device
 from .cases import BF16, OPS, Sizes, agrees, check, materialise
 from .geometry import RANK, layers, models, shapes
@@ -163,6 +164,7 @@ def choices(campaign, record, model: str | None = None) -> None:
     record.keep(lambda r: r.get("gpu") == record.card, "of another GPU")
     done = {(r["op"], r["model"], r["group"], r["tokens"]) for r in record.data["rows"] if "form" in r or RESTARTED in os.environ}
     for name in [model] if model else models(campaign.tiny):
+        ahead(campaign, record, name, choices_digest(campaign, record, name))
         for streams, segment in shapes(campaign.tiny)[:3]:
             z = Sizes(name, streams, segment, campaign.device, torch.float32 if campaign.tiny else BF16)
             for op, group in [(o, g) for o in ("linear_forward", "linear_backward") for g in z.groups] + [("cross_entropy", "")]:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .ahead import ahead
 from .campaign import GRACE, STOPPED, child, write_json
 from .geometry import MODELS, shapes, useful_flops
 from .machine import best
@@ -38,6 +39,7 @@ def run(campaign, record, model: str) -> None:
     absent = {p: package for p, package in NEEDS.items() if importlib.util.find_spec(package) is None}
     for provider, package in absent.items():
         record.add(provider=provider, streams=None, segment=None, failed=f"skipped: {package} is not installed")
+    ahead(campaign, record, model, chosen)
     untrue = {}  # segments whose truth could not be made -> why
     with tempfile.TemporaryDirectory() as folder:
         for provider, streams, segment in order(shapes(campaign.tiny), absent, _has_dependent_launches(campaign)):
