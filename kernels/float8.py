@@ -71,7 +71,8 @@ def product(x, q, scale, out) -> None:
     xq = scratch(x.device, "float8 x", n, k, dtype=FLOAT8)
     sx = scratch(x.device, "float8 scale", n)
     quantize_rows(x, xq, sx)
-    torch.ops.aten._scaled_mm.out(xq, q.t(), sx[:, None], scale[None, :], out_dtype=out.dtype, out=out)
+    # no fast accumulation: tensor cores would add up float8 products in fewer bits than float32 has
+    torch.ops.aten._scaled_mm.out(xq, q.t(), sx[:, None], scale[None, :], out_dtype=out.dtype, use_fast_accum=False, out=out)
 
 
 def forward(x, weights, bias, A, Bt, slots, scale, u, y) -> None:
