@@ -5,9 +5,9 @@
     python benchmarks/gpu_campaign.py first-half-hour-1 --resume --bundle OUT/all.tar.gz      # and -2 to -4
     python benchmarks/gpu_campaign.py --device cpu        # dry run of the campaign's own code on tiny sizes, no GPU
 
-Needs no network and no installation: torch, Triton, transformers, peft, pytest, CMake, ninja and a C++ compiler on the machine,
-ncu and compute-sanitizer for the stages of that name. Optional peers (liger-kernel, cut-cross-entropy) are skipped by name where
-they are absent. Each stage is a process of its own with a time limit and writes DIR/STAGE.json as it goes, so that a killed stage
+Needs no network and no installation: torch, Triton, safetensors, tokenizers, pytest, CMake, ninja and a C++ compiler on the machine,
+ncu and compute-sanitizer for the stages of that name. Optional peers (transformers with peft, liger-kernel, cut-cross-entropy, quack)
+are skipped by name where they are absent. Each stage is a process of its own with a time limit and writes DIR/STAGE.json as it goes, so that a killed stage
 keeps what it had; ``summary`` renders DIR/summary.md from all of them. A call of a list of stages ends by its own time, whatever they do.
 """
 

@@ -15,11 +15,12 @@ from .campaign import RESTARTED, ROOT, check_device
 from .cases import BF16, OPS, Sizes, agrees, check, materialise
 from .geometry import RANK, layers, models, shapes
 from .machine import best
-from .timing import Timer, comparable
+from .timing import Timer, comparable, within
 
 JOINED = ("linear_activation_forward", "linear_activation_backward")
 LINEAR = ("linear_forward", "linear_backward", *JOINED, "lora_gradient", "lora_gradient_update", "weight_gradient")
 HEAD = ("cross_entropy",)
+PEER = 15.0  # seconds of a peer at one case, its compiling and tuning included: a slow one costs its own time, not the others'
 
 
 def rest() -> tuple[str, ...]:
@@ -128,8 +129,9 @@ def _time(record, timer, limits, base, case, error, function, with_peers) -> Non
     peers = {}
     for name, make in case.peers.items() if with_peers else ():
         try:
-            peers[name] = comparable(timer.made(make), t)
-        except Exception as failure:  # absent, or out of memory
+            with within(PEER):
+                peers[name] = comparable(timer.made(make), t)
+        except Exception as failure:  # absent, out of memory or of its time
             peers[name] = {"skipped": str(failure)[:200]}
             check_device(failure)
     record.add(

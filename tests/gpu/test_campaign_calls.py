@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -405,6 +406,18 @@ def test_a_time_without_a_graph_is_not_held_against_one_with():
     assert "median_ms" not in peer and peer["not_comparable_ms"] == 2.0 and "timed without one, ours from a graph" in peer["skipped"]
     assert "not comparable" in ops_table(rows)
     assert goals({"ops-head": {"device": "cuda", "status": "complete", "rows": rows}})["head"][0] == "open"
+
+
+def test_a_peer_that_tunes_for_long_costs_its_own_time(monkeypatch):
+    monkeypatch.setattr(ops, "PEER", 0.2)
+    monkeypatch.setattr(ops, "materialise", lambda case: ())
+    monkeypatch.setattr(ops, "agrees", lambda case, function: 0.0)
+    case = SimpleNamespace(bytes=1, flops=1, label="", peers={"slow": lambda: lambda: time.sleep(60), "quick": lambda: lambda: None})
+    record = SimpleNamespace(add=lambda **row: rows.append(row))
+    rows, before = [], signal.getsignal(signal.SIGALRM)
+    ops._time(record, timing.Timer("cpu"), {"gb_per_s": 1.0, "tflops": 1.0}, {}, case, 0.0, lambda: None, True)
+    assert rows[0]["peers"]["slow"] == {"skipped": "took more than 0.2 s"} and "median_ms" in rows[0]["peers"]["quick"]
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 # ---- what is compiled ahead
