@@ -16,7 +16,7 @@ import triton
 from .attention_backward import dynadapt_attention_dkv, dynadapt_attention_dq
 from .attention_forward import dynadapt_attention_forward
 from .attention_parts import MAX_HEAD, block_sizes, geometry, sums_by_head
-from .common import launch, scratch
+from .common import launch, room, scratch
 from .tiles import generation
 
 SMS = 132  # blocks are halved when larger ones would leave multiprocessors without work
@@ -72,7 +72,7 @@ def _launch_dkv(streams: int, given: dict) -> None:
     blocks, shares, done = triton.cdiv(segment, sizes["BN"]), None, None
     split = by_head and heads * blocks < SMS
     if split:
-        shares = scratch(qkv.device, "attention_shares", streams * hq, segment, 2 * given["HP"] + given["DP"])
+        shares = room(qkv.device, "attention_shares", streams * hq, segment, 2 * given["HP"] + given["DP"])
         done = scratch(qkv.device, "programs done", heads * blocks, dtype=torch.int32)
     grid = (heads, blocks, hq // hkv if split else 1)
     launch(dynadapt_attention_dkv, grid, given, shares=shares, done=done, BY_HEAD=by_head, SPLIT=split, **sizes, **options)
@@ -92,9 +92,9 @@ def attention_backward(
     _check("attention_backward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, window, dout, out, lse, dqkv)
     given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window, softcap)
     streams, segment = len(slots), given["segment"]
-    given |= dict(dout=dout, out=out, lse=lse, dqkv=dqkv, delta=scratch(qkv.device, "attention_delta", streams * hq, segment))
+    given |= dict(dout=dout, out=out, lse=lse, dqkv=dqkv, delta=room(qkv.device, "attention_delta", streams * hq, segment))
     for name, heads in (("rotated_q", hq), ("rotated_k", hkv)):
-        given[name] = scratch(qkv.device, f"attention_{name}", streams * heads, segment, 2 * given["HP"], dtype=qkv.dtype)
+        given[name] = room(qkv.device, f"attention_{name}", streams * heads, segment, 2 * given["HP"], dtype=qkv.dtype)
     _launch("dq", dynadapt_attention_dq, streams * hq, given)
     _launch_dkv(streams, given)
 

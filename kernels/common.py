@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from contextlib import contextmanager
@@ -105,6 +106,13 @@ _active = _Active()
 def scratch(device, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """A buffer of the active ``Scratch``; zero when first given out, later whatever its last user left in it."""
     return _active.scratch(device, name, *shape, dtype=dtype)
+
+
+def room(device, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Scratch of ``shape`` for what grows with the tokens of a call: part of a buffer of the next power of two, so that all lengths together take
+    at most four times what the longest does. Contents are undefined."""
+    count = math.prod(shape)
+    return scratch(device, name, next_power_of_2(count), dtype=dtype)[:count].view(shape)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ import triton.language as tl
 from . import choices, row_adapters
 from .common import FUSION, Variant, block, dot, hyperbolic_tangent, launch, scratch, variant, wait_for_previous
 from .cross_entropy_fused import cross_entropy_fused
+from .products import add_mm, mm
 from .row_chunks import chunks, padded_rows
 
 # One row's block: 16 values a thread in two 16-byte loads; 49,152 are 12 blocks, 128,256 are 31.3.
@@ -289,10 +290,10 @@ def _logits(h, weight, most: int, adapted=None):
     V = weight.shape[0]
     buffer = scratch(h.device, "cross_entropy logits", most, triton.cdiv(V, 128) * 128, dtype=h.dtype)[: len(h)]
     if adapted is None:
-        torch.mm(h, weight.t(), out=buffer[:, :V])
+        mm(h, weight.t(), buffer[:, :V])
     else:
         row_adapters.expand(*adapted, buffer[:, :V])
-        buffer[:, :V].addmm_(h, weight.t())
+        add_mm(buffer[:, :V], h, weight.t())
     return buffer
 
 
@@ -324,7 +325,7 @@ def cross_entropy_chunked(h, head, targets, weights, nll, lse, dh, softcap=None)
         given = targets[lo:hi], None if weights is None else weights[lo:hi], nll[lo:hi], lse[lo:hi]
         _score_rows(logits, *given, V, dh is not None, most, softcap)
         if dh is not None:
-            torch.mm(logits[:, :V], head.weight, out=dh[lo:hi])
+            mm(logits[:, :V], head.weight, dh[lo:hi])
 
 
 def distillation(h, head, targets, ids, logp, weights, nll, lse, kl, dh, softcap=None) -> None:
@@ -353,7 +354,7 @@ def distillation(h, head, targets, ids, logp, weights, nll, lse, kl, dh, softcap
             blocks = triton.cdiv(given["width"], given["BLOCK"])
             launch(dynadapt_distillation_apply, (hi - lo, blocks), given, num_warps=WARPS)
             launch(dynadapt_distillation_teacher, (hi - lo,), given, num_warps=1)
-            torch.mm(logits[:, :V], head.weight, out=dh[rows])
+            mm(logits[:, :V], head.weight, dh[rows])
 
 
 def _product_config(dtype: torch.dtype) -> dict:
@@ -426,7 +427,7 @@ def adapted_cross_entropy(h, head, A, Bt, slots, scale, targets, weights, u, nll
         row_adapters.shrink(logits[:, :V], Bt, slots[rows], scale, dU[rows])
         if dh is not None:
             row_adapters.expand(dU[rows], A, slots[rows], 1.0, dh[rows])
-            dh[rows].addmm_(logits[:, :V], head.weight)
+            add_mm(dh[rows], logits[:, :V], head.weight)
 
 
 def adapted_cross_entropy_gradient(h, head, Bt, slots, scale, targets, weights, lse, u, dU, dA, dBt, accumulate, softcap=None) -> None:

@@ -16,14 +16,13 @@ which would have to carry a row's whole dh [H] through the vocabulary; registers
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 
 from .common import FUSION, INTERPRET, Variant, block, dot, launch, scratch, variant, wait_for_previous
 from .row_chunks import chunks, padded_rows
+from .tiles import generation, multiprocessors
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -218,26 +217,17 @@ def logits_config(dtype: torch.dtype, H: int) -> dict:
     return {"BM": 128, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 3}
 
 
-def hidden_config(dtype: torch.dtype, H: int, capability: int) -> dict:
+def hidden_config(dtype: torch.dtype, H: int, arch: int) -> dict:
     """Wide tiles where the hidden size fills them and p, which passes through registers, leaves room (not on sm_80)."""
     if dtype == torch.float32:
         return {"BM": 64, "BN": 64, "BK": 16, "num_warps": 8, "num_stages": 2}
-    wide = H >= 1024 and capability >= 90
+    wide = H >= 1024 and arch >= 90
     return {"BM": 128, "BN": 256 if wide else 128, "BK": 64, "num_warps": 8, "num_stages": 3}
 
 
-@functools.cache
-def _gpu(device) -> tuple[int, int]:
-    """(compute capability, multiprocessors)."""
-    if INTERPRET:
-        return 90, 132
-    properties = torch.cuda.get_device_properties(device)
-    return 10 * properties.major + properties.minor, properties.multi_processor_count
-
-
-def splits(tiles: int, vocabulary_tiles: int, multiprocessors: int) -> int:
-    """Into how many parts the vocabulary is split so that ``tiles`` output tiles fill whole waves of the GPU to 85%."""
-    waves = {s: tiles * s / multiprocessors for s in range(1, max(1, min(16, vocabulary_tiles // 4)) + 1)}
+def splits(tiles: int, vocabulary_tiles: int, programs: int) -> int:
+    """Into how many parts the vocabulary is split so that ``tiles`` output tiles fill whole waves of ``programs`` to 85%."""
+    waves = {s: tiles * s / programs for s in range(1, max(1, min(16, vocabulary_tiles // 4)) + 1)}
     full = {s: w / -(-w // 1) for s, w in waves.items()}
     return next((s for s, share in full.items() if share >= 0.85), max(full, key=full.get))
 
@@ -283,10 +273,9 @@ def _chunk(h, weight, targets, weights, nll, lse, dh, width: int, most: int) -> 
 def _hidden(given: dict, dh, tile: int) -> None:
     """dh from p, factor, scale and coefficient among ``given``, what the launches of a chunk take."""
     (N, H), most, width = dh.shape, given["most"], given["width"]
-    capability, multiprocessors = _gpu(dh.device)
-    config = hidden_config(dh.dtype, H, capability)
+    config = hidden_config(dh.dtype, H, generation(dh.device))
     rows, cols, tiles = triton.cdiv(N, config["BM"]), triton.cdiv(H, config["BN"]), width // tile
-    count = splits(rows * cols, tiles, multiprocessors)
+    count = splits(rows * cols, tiles, multiprocessors(dh.device))
     span = triton.cdiv(tiles, count) * tile
     count = triton.cdiv(width, span)
     out = dh if count == 1 else scratch(dh.device, "cross_entropy parts", count, most, H)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import low_rank
-from .common import FUSION, INTERPRET, Variant, next_power_of_2, scratch, variant, wait_for_previous
+from .common import FUSION, INTERPRET, Variant, next_power_of_2, room, variant, wait_for_previous
 
 FLOAT8 = torch.float8_e4m3fn
 MAX_COLUMNS = 32768  # a row is held in the registers of one program
@@ -68,10 +68,11 @@ def product(x, q, scale, out) -> None:
     n, k = x.shape
     if k % 16 or q.shape[0] % 16:
         raise ValueError(f"float8 product: the weight is {tuple(q.shape)}, accepted are sizes divisible by 16")
-    xq = scratch(x.device, "float8 x", n, k, dtype=FLOAT8)
-    sx = scratch(x.device, "float8 scale", n)
+    xq = room(x.device, "float8 x", n, k, dtype=FLOAT8)
+    sx = room(x.device, "float8 scale", n)
     quantize_rows(x, xq, sx)
-    torch.ops.aten._scaled_mm.out(xq, q.t(), sx[:, None], scale[None, :], out_dtype=out.dtype, out=out)
+    # no fast accumulation: tensor cores would add up float8 products in fewer bits than float32 has
+    torch.ops.aten._scaled_mm.out(xq, q.t(), sx[:, None], scale[None, :], out_dtype=out.dtype, use_fast_accum=False, out=out)
 
 
 def forward(x, weights, bias, A, Bt, slots, scale, u, y) -> None:

@@ -11,7 +11,7 @@ slots have their own, too, products of slot_adapters.py stand in its place.
 Without an adapter "split" is cuBLAS alone. One stream takes the same path as many: with its slot known only on the device
 there is no cheaper one. The form is chosen by the number of rows, and in the split form cuBLAS' algorithm and shrink's splits are, so a
 row's last bits may depend on how many rows there are; never on their values.
-In float32 cuBLAS follows torch's TF32 switch, which is off unless the caller turns it on.
+How cuBLAS sums: products.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dynadapt.ops.linear import each_part
 from dynadapt.ops.slot_adapters import SlotAdapters
 
 from . import choices, float8, linear_fused, low_rank, slot_adapters
+from .products import add_mm, mm
 from .tiles import generation
 
 
@@ -68,11 +69,9 @@ def forward_split(x, parts, bias, A, Bt, slots, scale, u, y) -> None:
         low_rank.forward(x, A, Bt, slots, scale, bias, [w.shape[0] for w in weights], u, y)
     for w, lo, hi in _products(weights):
         if A is not None:
-            y[:, lo:hi].addmm_(x, w.t())
-        elif bias is not None:
-            torch.addmm(bias[lo:hi], x, w.t(), out=y[:, lo:hi])
+            add_mm(y[:, lo:hi], x, w.t())
         else:
-            torch.mm(x, w.t(), out=y[:, lo:hi])
+            mm(x, w.t(), y[:, lo:hi], None if bias is None else bias[lo:hi])
 
 
 def backward_split(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
@@ -86,9 +85,9 @@ def backward_split(dy, parts, A, Bt, slots, scale, dU, dx) -> None:
         return
     for w, lo, hi in _products(weights):
         if A is None and lo == 0:
-            torch.mm(dy[:, :hi], w, out=dx)
+            mm(dy[:, :hi], w, dx)
         else:
-            dx.addmm_(dy[:, lo:hi], w)
+            add_mm(dx, dy[:, lo:hi], w)
 
 
 def stacked(parts) -> torch.Tensor | None:

@@ -171,6 +171,9 @@ def environment_of_children(device: str) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
+        "PATH": os.pathsep.join(
+            [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        ),  # CMake and ninja may be its packages
         "TRITON_INTERPRET": "1" if device == "cpu" else "0",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -19,7 +19,7 @@ TOOLS = {
     "ncu": "--version",
     "compute-sanitizer": "--version",
 }
-OPTIONAL = ("liger_kernel", "cut_cross_entropy", "transformers", "peft", "gguf", "pytest", "xdist")
+OPTIONAL = ("liger_kernel", "cut_cross_entropy", "quack", "transformers", "peft", "gguf", "pytest", "xdist")
 
 
 def environment(campaign, record) -> None:

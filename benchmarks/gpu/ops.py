@@ -10,15 +10,17 @@ import torch
 from dynadapt.ops import UnsupportedOp, resolve
 
 from . import choice_table
+from .ahead import ahead
 from .campaign import RESTARTED, ROOT, check_device
 from .cases import BF16, OPS, Sizes, agrees, check, materialise
 from .geometry import RANK, layers, models, shapes
 from .machine import best
-from .timing import Timer, comparable
+from .timing import Timer, comparable, within
 
 JOINED = ("linear_activation_forward", "linear_activation_backward")
 LINEAR = ("linear_forward", "linear_backward", *JOINED, "lora_gradient", "lora_gradient_update", "weight_gradient")
 HEAD = ("cross_entropy",)
+PEER = 15.0  # seconds of a peer at one case, its compiling and tuning included: a slow one costs its own time, not the others'
 
 
 def rest() -> tuple[str, ...]:
@@ -127,8 +129,9 @@ def _time(record, timer, limits, base, case, error, function, with_peers) -> Non
     peers = {}
     for name, make in case.peers.items() if with_peers else ():
         try:
-            peers[name] = comparable(timer.made(make), t)
-        except Exception as failure:  # absent, or out of memory
+            with within(PEER):
+                peers[name] = comparable(timer.made(make), t)
+        except Exception as failure:  # absent, out of memory or of its time
             peers[name] = {"skipped": str(failure)[:200]}
             check_device(failure)
     record.add(
@@ -163,6 +166,7 @@ def choices(campaign, record, model: str | None = None) -> None:
     record.keep(lambda r: r.get("gpu") == record.card, "of another GPU")
     done = {(r["op"], r["model"], r["group"], r["tokens"]) for r in record.data["rows"] if "form" in r or RESTARTED in os.environ}
     for name in [model] if model else models(campaign.tiny):
+        ahead(campaign, record, name, choices_digest(campaign, record, name))
         for streams, segment in shapes(campaign.tiny)[:3]:
             z = Sizes(name, streams, segment, campaign.device, torch.float32 if campaign.tiny else BF16)
             for op, group in [(o, g) for o in ("linear_forward", "linear_backward") for g in z.groups] + [("cross_entropy", "")]:

@@ -51,7 +51,17 @@ def head_peers(h, weight, targets, gradient: bool) -> dict:
         function = _need("cut_cross_entropy").linear_cross_entropy
         return autograd(lambda x: function(x, weight, targets))
 
-    return {"torch, eager": eager, "torch, linear_cross_entropy": torch_linear, "liger-kernel": liger, "cut-cross-entropy": cut}
+    def quack():
+        function = _need("quack.linear_cross_entropy").chunked_linear_cross_entropy
+        return autograd(lambda x: function(x, weight, targets))
+
+    return {
+        "torch, eager": eager,
+        "torch, linear_cross_entropy": torch_linear,
+        "liger-kernel": liger,
+        "cut-cross-entropy": cut,
+        "quack": quack,
+    }
 
 
 # ---- attention

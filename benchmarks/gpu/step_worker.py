@@ -1,10 +1,12 @@
 """One provider of the stage ``step`` in a process of its own: ``python -m benchmarks.gpu.step_worker OPTIONS.json OUT.json``.
 
-Makes the step, holds its first scores against the truth (transformers + peft in float32), and only then times it.
+Makes the step, holds its first scores against the truth (transformers + peft in float32, or plain torch where these do not run), and only
+then times it.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -95,13 +97,11 @@ class Dynadapt:
 
 
 class StackedPeer:
-    def __init__(self, o, dtype, **mode):
+    def __init__(self, o, dtype, compiled: bool = True, **mode):
         from .stacked import Stacked
 
-        model = random_weights(o["model"], o["device"], dtype)
-        self.step = Stacked(
-            model, prior_learner(model.config), o["streams"], o["segment"], dtype, o["device"], o["device"] == "cuda", LR, **mode
-        ).step
+        model, compiled = random_weights(o["model"], o["device"], dtype), compiled and o["device"] == "cuda"
+        self.step = Stacked(model, prior_learner(model.config), o["streams"], o["segment"], dtype, o["device"], compiled, LR, **mode).step
 
     def facts(self) -> dict:
         return {}
@@ -209,15 +209,37 @@ def scores(provider, tokens) -> torch.Tensor:
     return torch.stack([provider.step(tokens)[0].float().cpu() for _ in range(CHECKED)])
 
 
+# What makes the truth: the first that runs here.
+TRUTHS = {
+    "transformers + peft": lambda o, dtype: Peft(o, dtype, wide_adapters=True),
+    "plain torch (stacked.py, eager)": lambda o, dtype: StackedPeer(o, dtype, compiled=False),
+}
+
+
 def truth(o) -> dict:
-    """The first stream's scores in float32, and how far the same code in the working precision is from them."""
-    alone = {**o, "streams": 1}
+    """The first stream's scores in float32, and how far the same code in the working precision is from them.
+
+    Without it nothing of a segment is timed: where a package is absent, or of a version that works otherwise, the next of TRUTHS makes it.
+    """
+    alone, failed = {**o, "streams": 1}, {}
     block = segments(MODELS[o["model"]], 1, o["segment"], o["device"])[0]
-    exact = scores(Peft(alone, torch.float32), block)
+    for by, make in TRUTHS.items():
+        try:
+            exact = scores(make(alone, torch.float32), block)
+            _empty_cache(o)
+            rough = scores(make(alone, _dtype(o)), block)
+        except Exception as error:
+            failed[by] = f"{type(error).__name__}: {str(error)[:300]}"
+            _empty_cache(o)
+        else:
+            return {"nll": exact.tolist(), "error": _error(rough, exact), "by": by, "instead_of": failed}
+    raise RuntimeError("; ".join(f"{by}: {why}" for by, why in failed.items()))
+
+
+def _empty_cache(o) -> None:
+    gc.collect()  # modules hold each other
     if o["device"] == "cuda":
         torch.cuda.empty_cache()
-    rough = scores(Peft(alone, _dtype(o), wide_adapters=True), block)
-    return {"nll": exact.tolist(), "error": _error(rough, exact)}
 
 
 def _dtype(o):
@@ -236,10 +258,10 @@ def measure(o, save) -> None:
     save(first_step_seconds=time.time() - STARTED)
     found = torch.stack([first, *(provider.step(blocks[0])[0].float().cpu() for _ in range(CHECKED - 1))])
     expected = json.loads(Path(o["truth"]).read_text())
-    # in units of how far off transformers + peft in bf16 with float32 adapters is; float8 is another model, and only kept sane
+    # in units of how far off the truth's own code is in bf16; float8 is another model, and only kept sane
     slack, more = SLACK.get(o["provider"], (4, 1e-3))
     error, bound = _error(found, torch.tensor(expected["nll"])), slack * expected["error"] + more
-    save(nll_by_step=found.mean(1).tolist(), nll_error=error, nll_bound=bound)
+    save(nll_by_step=found.mean(1).tolist(), nll_error=error, nll_bound=bound, truth=expected.get("by"))
     if not error <= bound:
         text = f"scores of the first {CHECKED} steps are off by {error:.3g}, at most {bound:.3g} is allowed"
         raise AssertionError(f"{o['provider']}: {text}; not timed")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 import time
+from contextlib import contextmanager
 
 import torch
 
@@ -90,6 +92,22 @@ def capture(make):
         graph.replay()
 
     return replay, True
+
+
+@contextmanager
+def within(seconds: float):
+    """Raises TimeoutError in a block of the main thread that takes longer: between two calls of Python's, as an autotuner makes many."""
+
+    def stop(*_):
+        raise TimeoutError(f"took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def comparable(theirs: dict, ours: dict) -> dict:

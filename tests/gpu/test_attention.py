@@ -7,6 +7,7 @@ from op_cases import a_bad_stream_stays_alone, make_case, same_bits, streams_sta
 from dynadapt.bench.cases import Draw
 from dynadapt.bench.cases.attention import attention_backward, attention_backward_of, attention_forward
 from dynadapt.kernels import attention as kernels
+from dynadapt.kernels import common, float8
 
 from .compare import DEVICE, check, each, real_sizes, run
 
@@ -142,3 +143,23 @@ def test_errors_name_the_argument():
 @real_sizes(OPS, REAL)
 def test_real_sizes(case):
     check(case)
+
+
+def test_scratch_of_all_lengths_is_a_few_times_that_of_the_longest(monkeypatch):
+    """Recorded steps keep what they were recorded with, one for each length."""
+    monkeypatch.setattr(kernels, "launch", lambda *_, **__: None)
+    monkeypatch.setattr(float8, "quantize_rows", lambda *_: None)
+    monkeypatch.setattr(torch.ops.aten._scaled_mm, "out", lambda *_, **__: None)
+
+    def held(lengths, streams=8, hq=9, hkv=3, d=64):
+        owner = common.Scratch()
+        with common.scratch_of(owner):
+            for segment in lengths:
+                rows, slots = streams * segment, torch.zeros(streams, dtype=torch.int32)
+                qkv, out = (torch.empty(rows, n * d, dtype=torch.bfloat16, device="meta") for n in (hq + 2 * hkv, hq))
+                lse = torch.empty(streams, hq, segment, device="meta")
+                kernels.attention_backward(out, qkv, out, lse, None, None, None, slots, None, None, hq, hkv, d, 1.0, qkv)
+                float8.product(out, torch.empty(64, hq * d, device="meta"), slots, torch.empty(rows, 64, device="meta"))
+        return sum(buffer.numel() * buffer.element_size() for buffer in owner.buffers.values())
+
+    assert held(range(1, 129)) <= 4 * held([128])

@@ -1,6 +1,7 @@
 """The campaign's stages of tests: each verdict as it comes, what fails again alone, what has passed not again."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,6 +192,15 @@ def test_core_has_the_tests_of_what_a_step_launches(monkeypatch):
     names = [Path(file).stem for file in checks.test_files()]
     assert set(checks.CORE) <= set(names) and "test_rounding" not in names
     assert len(checks.batches([f for f in checks.test_files() if Path(f).stem in checks.CORE])) == 2
+
+
+def test_the_tests_are_found_without_optional_plugins():
+    """One file that pytest refuses ends a whole batch."""
+    left_out = ["-p", "no:timeout", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    files = [file for file in checks.test_files() if "timeout" in (ROOT / file).read_text()]
+    command = [sys.executable, "-m", "pytest", *files, "--collect-only", "-q", *left_out]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert files and ran.returncode == 0, ran.stdout[-2000:] + ran.stderr
 
 
 def test_a_process_that_lost_the_device_ends_behind_its_test(monkeypatch):

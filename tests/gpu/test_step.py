@@ -95,6 +95,26 @@ def test_a_layers_gradients_together_are_those_one_by_one(family, options, monke
     assert len(launched) <= MODELS[family].config.layers and all(map(torch.equal, *found))
 
 
+def test_cublas_sums_in_float32_whatever_the_caller_has_switched():
+    """Where torch may, it lets partial sums of a bfloat16 product round to bfloat16."""
+    seen, switches = [], torch.backends.cuda.matmul
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket.__name__ in ("mm", "addmm", "addmm_"):
+                seen.append(switches.allow_bf16_reduced_precision_reduction)
+            return function(*args, **(kwargs or {}))
+
+    before = switches.allow_bf16_reduced_precision_reduction
+    switches.allow_bf16_reduced_precision_reduction = True
+    try:
+        with choices.force("split"), Watching():
+            engine("triton", adapt=LoRA(2)).step(text(2))
+        assert len(seen) > 10 and not any(seen) and switches.allow_bf16_reduced_precision_reduction
+    finally:
+        switches.allow_bf16_reduced_precision_reduction = before
+
+
 def test_no_gradient_is_kept_where_the_kernels_update():
     """The float32 gradients of all streams are never in memory."""
     e = engine("triton", adapt=LoRA(2), optimizer=SGD(lr=0.1, clip=0), reset="auto")

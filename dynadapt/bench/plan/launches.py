@@ -179,6 +179,16 @@ def step_launches(multiprocessors: int, *arguments, **options) -> tuple[Work, li
     return work, noted
 
 
+def call_kernels(*arguments, **options) -> Work:
+    """Every op of a step calls its Triton wrapper, on tensors without memory, and nothing is noted: who compiles ahead takes the launches
+    where Triton would make them. Arguments are ``step_work``'s."""
+
+    class Recorder(_Launches):
+        launches: list[Launch] = []
+
+    return step_work(*arguments, **options, recorder=Recorder)
+
+
 class _Launches(WorkRecorder):
     """Every op also calls what serves it on a GPU; what is launched then is its own, and so are the products counted until the next."""
 
