@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from scipy import stats
 from tiny import english
 
 from dynadapt.experiments.reweight.compare import CompareError, difference, draw_comparison, holm, judged, markdown, paired, report
-from dynadapt.experiments.reweight.power import power, seen
+from dynadapt.experiments.reweight.power import power, seeds_for, seen
 
 ROOT = Path(__file__).resolve().parents[2]
 DOMAINS = ("code", "prose")
@@ -88,6 +89,23 @@ def test_what_a_rule_sees_is_what_it_calls_four_times_of_five():
         called = np.mean(stats.ttest_1samp(values, 0, axis=1).pvalue < level)
         assert called == pytest.approx(0.8, abs=0.012)
     assert power(0.0, 1.0, 4, 0.05) == pytest.approx(0.05, abs=1e-3) and seen(0.0, 4, 0.05) == 0.0
+
+
+@pytest.mark.parametrize("spread, level", [(0.06, 0.05), (0.06, 0.005), (0.003, 0.05), (0.4, 0.05)])
+def test_the_seeds_for_a_difference_are_the_least_that_see_it(spread, level):
+    seeds = seeds_for(0.05, spread, level)
+    assert seeds >= 2 and seen(spread / math.sqrt(seeds), seeds - 1, level) <= 0.05
+    assert seeds == 2 or seen(spread / math.sqrt(seeds - 1), seeds - 2, level) > 0.05
+    assert seeds_for(0.05, 1e3 * spread, level) is None
+
+
+def test_a_comparison_says_how_many_seeds_it_wants():
+    study = rows({"stratified": 0.0, "odm": 0.0}, seeds=5, noise=0.06)
+    found = report(study)["against_stratified"]["odm"]
+    one, two = ([row["mean"] for row in study if row["method"] == name] for name in ("odm", "stratified"))
+    drawn = np.subtract(one, two)
+    assert found["seeds_for_worth"] == seeds_for(0.05, float(drawn.std(ddof=1)), 0.05)
+    assert f"it would take {found['seeds_for_worth']} to {found['seeds_for_worth']} seeds" in markdown({"scratch": report(study)})
 
 
 def test_every_comparison_says_what_it_sees():

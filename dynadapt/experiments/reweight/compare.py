@@ -34,7 +34,7 @@ from scipy.stats import t as student
 
 from dynadapt.runs.drawing import CYCLE, STYLE, save
 
-from .power import POWER, seen
+from .power import POWER, seeds_for, seen
 
 LEVEL = 0.95
 NEAR = 0.2  # up to this share of the largest difference, the picture's axis is linear; beyond, logarithmic
@@ -45,6 +45,7 @@ ADDED = ("velocitune-known",)  # after the rule was fixed: outside its family, s
 CLAIM8 = ("stratified", "proportional", "dynamic-batch-loading")
 WANTS_LARGE_BATCHES = ("doremi", "doremi-average", "doremi-sampling")
 UNTESTED = "not tested"
+WORTH = 0.05  # nats: what a mixer may be worth
 
 
 class CompareError(ValueError):
@@ -108,17 +109,24 @@ def compared(rows: Sequence[Mapping], pairs: Sequence[tuple[str, str]], taken: C
     for value, p in zip(found.values(), holm([value["p"] for value in found.values()])):
         value["p_adjusted"], value["says"] = p, said(value["mean"], p)
         value["sees"] = sees(value, (1 - LEVEL) / len(found))
+        value["seeds_for_worth"] = seeds_for_worth(value, (1 - LEVEL) / len(found))
     same = len({one for one, _ in pairs}) == 1
     return {two if same and len(pairs) > 1 else one: value for (one, two), value in found.items()}
 
 
 def sees(value: Mapping, level: float) -> float | None:
     """The true difference that a comparison calls at this level with probability POWER; None of one seed."""
-    if value["interval"] is None:
-        return None
-    freedom = value["seeds"] - 1
-    error = (value["interval"][1] - value["mean"]) / float(student.ppf((1 + LEVEL) / 2, freedom))
-    return seen(error, freedom, level)
+    return None if value["interval"] is None else seen(_error(value), value["seeds"] - 1, level)
+
+
+def seeds_for_worth(value: Mapping, level: float) -> int | None:
+    """With how many seeds it would call a true difference of WORTH so often, at the spread that was found; None of one seed, and of too many."""
+    return None if value["interval"] is None else seeds_for(WORTH, _error(value) * math.sqrt(value["seeds"]), level)
+
+
+def _error(value: Mapping) -> float:
+    """The standard error of a mean, from its interval."""
+    return (value["interval"][1] - value["mean"]) / float(student.ppf((1 + LEVEL) / 2, value["seeds"] - 1))
 
 
 def report(rows: Sequence[Mapping], batch: int | None = None) -> dict:
@@ -292,14 +300,19 @@ def markdown(cases: Mapping[str, Mapping]) -> str:
 
 def _powers(found: Mapping[str, Mapping]) -> list[str]:
     """What the comparisons with stratified could see, the least and the most of them."""
-    differences = sorted(
-        value["sees"] for name, value in found.items() if value["sees"] is not None and name not in ADDED and value["says"] != UNTESTED
-    )
-    if not differences:
+    counted = [value for name, value in found.items() if value["sees"] is not None and name not in ADDED and value["says"] != UNTESTED]
+    if not counted:
         return []
+    differences = sorted(value["sees"] for value in counted)
+    needed = sorted(value["seeds_for_worth"] or math.inf for value in counted if "seeds_for_worth" in value)
+    more = (
+        f" For one of {WORTH:g} nats it would take {needed[0]:,} to {needed[-1]:,} seeds (median {int(np.ceil(np.median(needed))):,})."
+        if needed and needed[-1] < math.inf
+        else ""
+    )
     return [
         f"- Power: true differences of {differences[0]:.3f} to {differences[-1]:.3f} nats (median {float(np.median(differences)):.3f}) would have been called with "
-        f"probability {POWER:g}, at the spread between seeds that was found."
+        f"probability {POWER:g}, at the spread between seeds that was found.{more}"
     ]
 
 

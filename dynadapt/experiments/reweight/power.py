@@ -38,3 +38,16 @@ def _shift(freedom: int, level: float, wanted: float) -> float:
     """The same in standard errors."""
     most = 2.0 * float(student.ppf(1 - level / 2, freedom)) * math.sqrt(float(chi2.ppf(0.999, freedom)) / freedom) + 10.0
     return float(brentq(lambda shift: power(shift, 1.0, freedom, level) - wanted, 0.0, most, xtol=1e-6))
+
+
+def seeds_for(difference: float, spread: float, level: float, wanted: float = POWER, most: int = 10_000) -> int | None:
+    """The least number of seeds with which this true difference is called with probability `wanted`; spread: standard deviation of the paired
+    differences, as it was found. None where it takes more than `most`."""
+    if seen(spread / math.sqrt(most), most - 1, level, wanted) > difference:
+        return None
+    low, high = 1, most  # `high` are enough, `low` are not, or no sample
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = seen(spread / math.sqrt(middle), middle - 1, level, wanted) <= difference if middle > 1 else False
+        low, high = (low, middle) if enough else (middle, high)
+    return high
