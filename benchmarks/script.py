@@ -82,8 +82,8 @@ def going_on(out: Path):
     """Ends the script by one line: when it is interrupted, with how it goes on, and when what it was given can't be used, with what was refused."""
     try:
         yield
-    except Interrupted as stopped:
-        raise SystemExit(f"{stopped}; the same command goes on in {out}") from None
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        raise SystemExit(f"{str(stopped) or 'interrupted'}; the same command goes on in {out}") from None
     except (ValueError, RuntimeError) as error:
         if not type(error).__module__.startswith("dynadapt"):
             raise
@@ -161,19 +161,20 @@ def by_text_and_arm(
     file = out / "results.json"
     rows = rows_before(file, facts)
     put = lambda: write_json(file, {**facts, "environment": environment(), "rows": rows, "verdicts": verdicts(rows)})  # noqa: E731
-    for head in heads:
-        row = next((row for row in rows if row["text"] == head["text"]), None)
-        if row is None:
-            row = {**head, "arms": {}}
-            rows.append(row)
-        for name, value in json.loads(json.dumps(head)).items():
-            if row.get(name, value) != value:
-                raise SystemExit(f"{file} has text {head['text']!r} with {name} {row[name]!r}, not {value!r}: give another --out")
-        for arm in arms(row):
-            if arm not in row["arms"]:
-                row["arms"][arm] = measure(head["text"], arm)
-                put()
-                print(said(row, arm), flush=True)
+    with going_on(out):
+        for head in heads:
+            row = next((row for row in rows if row["text"] == head["text"]), None)
+            if row is None:
+                row = {**head, "arms": {}}
+                rows.append(row)
+            for name, value in json.loads(json.dumps(head)).items():
+                if row.get(name, value) != value:
+                    raise SystemExit(f"{file} has text {head['text']!r} with {name} {row[name]!r}, not {value!r}: give another --out")
+            for arm in arms(row):
+                if arm not in row["arms"]:
+                    row["arms"][arm] = measure(head["text"], arm)
+                    put()
+                    print(said(row, arm), flush=True)
     if not file.exists():
         put()
     return read_json(file)

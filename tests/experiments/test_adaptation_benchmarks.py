@@ -216,7 +216,7 @@ def rows_in(out: Path, tokens: int, arms=("static", "lora"), stop: str | None = 
 
 
 def test_a_benchmark_goes_on_with_the_arm_at_which_it_was_stopped(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match=f"interrupted; the same command goes on in {tmp_path}"):
         rows_in(tmp_path, 10, stop="b static")
     results, ran = rows_in(tmp_path, 10)
     assert ran == [("b", "static"), ("b", "lora")] and results["verdicts"] == {"texts": 2}
