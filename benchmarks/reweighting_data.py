@@ -6,6 +6,7 @@ mixers are judged on the other (test.jsonl), which no rule ever sees.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from dynadapt.experiments.reweight.domains import Rows, encode_rows
 from dynadapt.model import random_model, tiny_config
 from dynadapt.model.convert import write_directory
 from dynadapt.model.tokenizer import Tokenizer as ModelTokenizer
+from dynadapt.runs.rundir import read_json, write_json
 
 EXCERPT = 2000  # characters of each held-out document
 END = "<|endoftext|>"
+MADE_OF = "made-of.json"  # digests of the texts that a vocabulary is made of
 
 
 def subset(corpus: Path, out: Path, share: float) -> dict[str, str]:
@@ -86,11 +89,18 @@ def small_vocabulary(domains: dict[str, str], out: Path, size: int) -> str:
     """A model directory whose tokenizer is a byte-level BPE of `size` tokens, trained on the domains' training text.
 
     Only the tokenizer is used: a model from scratch takes it over, and has random weights of its own.
+
+    Raises:
+        SystemExit: the one that is there was made of other texts.
     """
-    return str(made_once(out, lambda folder: _make_vocabulary(domains, folder, size)))
+    made_of = {name: hashlib.sha256((Path(path) / "train.jsonl").read_bytes()).hexdigest()[:16] for name, path in domains.items()}
+    made_once(out, lambda folder: _make_vocabulary(domains, folder, size, made_of))
+    if (out / MADE_OF).exists() and read_json(out / MADE_OF) != made_of:  # an earlier version kept none
+        raise SystemExit(f"{out} is a vocabulary of other texts than are given now: give another --out")
+    return str(out)
 
 
-def _make_vocabulary(domains: dict[str, str], folder: Path, size: int) -> None:
+def _make_vocabulary(domains: dict[str, str], folder: Path, size: int, made_of: dict[str, str]) -> None:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -101,6 +111,7 @@ def _make_vocabulary(domains: dict[str, str], folder: Path, size: int) -> None:
     backend.train_from_iterator(texts, trainer)
     config = tiny_config("llama", vocab_size=backend.get_vocab_size(), layers=1, eos_token_id=backend.token_to_id(END))
     write_directory(random_model(config, tokenizer=ModelTokenizer(backend, eos_id=config.eos_token_id)), folder)
+    write_json(folder / MADE_OF, made_of)
 
 
 def judged(config: ReweightConfig, engine, rows: int) -> dict[str, float]:

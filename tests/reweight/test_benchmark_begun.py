@@ -130,3 +130,16 @@ def test_what_can_not_be_used_is_one_line(tmp_path, monkeypatch, capsys):
     assert "manifest.json: no results of this script" in said("--judge", str(corpus / "manifest.json"))
     assert said(*given, "--case", "scratch", "--scratch", "7", "--mixers", "odm").startswith("scratch '7'")
     assert said(*given, "--report") == f"{tmp_path / 'out'}: no run is finished yet"
+
+
+def test_a_vocabulary_of_other_texts_is_not_taken(tmp_path):
+    small_vocabulary = reweighting_data.small_vocabulary
+    for name, seed in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text(json.dumps({"text": english(300, seed=seed)}) + "\n")
+    made = small_vocabulary({"a": str(tmp_path / "a")}, tmp_path / "words", 300)
+    assert small_vocabulary({"a": str(tmp_path / "a")}, tmp_path / "words", 300) == made
+    with pytest.raises(SystemExit, match="words is a vocabulary of other texts than are given now"):
+        small_vocabulary({"a": str(tmp_path / "b")}, tmp_path / "words", 300)
+    (tmp_path / "words" / reweighting_data.MADE_OF).unlink()  # of an earlier version, which kept none
+    assert small_vocabulary({"a": str(tmp_path / "b")}, tmp_path / "words", 300) == made
