@@ -65,12 +65,12 @@ def run(arguments) -> int:
 
 
 def _print(summary: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from dynadapt.experiments.compare.tables import sentence
+    from dynadapt.runs.console import table_console
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = table_console(soft_wrap=True, highlight=False, markup=False)
     for text in summary["notes"]:
         console.print(f"note: {text}")
     for pair in summary["pairs"]:

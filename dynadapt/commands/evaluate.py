@@ -169,10 +169,10 @@ def learned_from(summary: dict) -> list[tuple[str, str]]:
 
 
 def print_summary(out: Path, summary: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from dynadapt.experiments import guarded, kept_prior
+    from dynadapt.runs.console import table_console
 
     table = Table(box=None, show_header=False, pad_edge=False)
     bits = summary["bits_per_byte"]
@@ -191,4 +191,4 @@ def print_summary(out: Path, summary: dict) -> None:
         ("written to", str(out)),
     ):
         table.add_row(name, value)
-    Console(soft_wrap=True).print(table)
+    table_console(soft_wrap=True).print(table)

@@ -81,10 +81,11 @@ def run(arguments) -> int:
 
 def print_summary(summary: dict) -> None:
     """Errors by number of examples, a table for each class."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(soft_wrap=True)
+    from dynadapt.runs.console import table_console
+
+    console = table_console(soft_wrap=True)
     for name, curves in summary["errors"].items():
         points = len(curves["model"]["mean"])
         shown = [k for k in range(points) if points <= 16 or k % (points // 10) == 0 or k == points - 1]

@@ -10,13 +10,14 @@ def add_options(command) -> None:
 
 
 def run(arguments) -> int:
-    from rich.console import Console
     from rich.table import Table
+
+    from dynadapt.runs.console import table_console
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts().items():
         table.add_row(name, value)
-    Console(soft_wrap=True).print(table)
+    table_console(soft_wrap=True).print(table)
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dynadapt.common.options import add_settings
 from dynadapt.experiments.config import ConfigError, EvalConfig
+from dynadapt.runs.console import print_whole, table_console
 
 from .settings import config_from, unmixed
 
@@ -178,8 +179,6 @@ def run(arguments) -> int:
         )
     if config.levels:
         _check_levels(config, arguments)
-    from rich.console import Console
-
     from dynadapt.bench.side_by_side import check_out, write
 
     check_out(arguments.json, "json")
@@ -211,7 +210,7 @@ def run(arguments) -> int:
         work = planned_work(config, shard, arguments.shared, threads)
     trust = comparisons(ceilings.kind)
     prediction = predict(work, ceilings, [m.slowdown for m in trust])
-    console = Console(soft_wrap=True, highlight=False)
+    console = table_console(soft_wrap=True, highlight=False)
     show(console, config, prediction, trust, arguments.gpus, arguments.shared, fit, threads)
     plan = as_dict(config, prediction, trust, arguments.gpus, fit)
     if config.every > 1 and config.adapt != "none":
@@ -253,7 +252,7 @@ def explain(console: Console, config: EvalConfig, streams: int, shared: bool, ce
     for k in found.kernels:
         sizes = f"{k.count:,}", f"{k.programs:,}", f"{k.waves:,.2f}"
         table.add_row(k.kernel, k.op, *sizes, _ms(k.floor), _ms(k.seconds), f"{k.seconds / found.seconds:.0%}", k.limit)
-    console.print(table)
+    print_whole(console, table)
     return {
         "seconds": found.seconds,
         "share_of_product_rate": found.share_of_product_rate,
@@ -380,9 +379,9 @@ def show(
     console.print(
         f"limit   {LIMITS[p.binding]}" + (f"; {said}" if p.binding == "memory" and (said := _what_fits(config, p, shared, threads)) else "")
     )
-    console.print(_ops_table(p))
+    print_whole(console, _ops_table(p))
     if trust:
-        console.print(_trust_table(trust))
+        print_whole(console, _trust_table(trust))
 
 
 def show_between(console: Console, config: EvalConfig, work: Work, step: Prediction) -> dict:

@@ -171,8 +171,9 @@ def _show(title: str, rows: list[dict]) -> None:
 
 def _table(title: str, columns: dict, rows: list[dict]) -> None:
     """Columns that no row has are left out."""
-    from rich.console import Console
     from rich.table import Table
+
+    from dynadapt.runs.console import print_whole, table_console
 
     print(f"\n{title}")
     columns = {head: entry for head, entry in columns.items() if any(row.get(entry[0]) is not None for row in rows)}
@@ -181,8 +182,7 @@ def _table(title: str, columns: dict, rows: list[dict]) -> None:
         table.add_column(head, justify="left" if i == 0 else "right", overflow="fold" if i == 0 else "ellipsis")
     for row in rows:
         table.add_row(*("-" if row.get(key) is None else pattern.format(row[key]) for key, pattern in columns.values()))
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(table)
+    print_whole(table_console(), table)
 
 
 # ---- ncu's CSV

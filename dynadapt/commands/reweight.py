@@ -115,8 +115,9 @@ def _train(arguments) -> int:
 
 
 def _print_summary(summary: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from dynadapt.runs.console import table_console
 
     table = Table(box=None, pad_edge=False)
     table.add_column("domain")
@@ -135,7 +136,7 @@ def _print_summary(summary: dict) -> None:
         )
     fall = summary["mean"] - summary["mean_start"]
     table.add_row("mean", f"{summary['tokens']:,}", "", "", "", f"{summary['mean']:.4f}", f"{fall:+.4f}")
-    Console(soft_wrap=True).print(table)
+    table_console(soft_wrap=True).print(table)
     flops = summary["flops"]
     costs = [f"{summary['flops_per_token'] / 1e9:,.4g} GFLOP/token to train", f"{flops['heldout'] / 1e9:,.4g} GFLOP for held-out losses"]
     if flops["excess"]:

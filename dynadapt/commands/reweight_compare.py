@@ -41,12 +41,12 @@ def run(arguments) -> int:
 
 
 def _print(found: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from dynadapt.experiments.reweight.paired import over
+    from dynadapt.runs.console import table_console
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = table_console(highlight=False, markup=False, emoji=False)
     for text in found["notes"]:
         console.print(f"note: {text}", soft_wrap=True)
     for pair in found["pairs"]:

@@ -83,8 +83,9 @@ def _show(line: dict) -> None:
 
 
 def _print(found: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from dynadapt.runs.console import table_console
 
     table = Table(box=None, pad_edge=False)
     table.add_column("domain")
@@ -101,5 +102,5 @@ def _print(found: dict) -> None:
             f"{found['error'][domain]:.4f}",
             f"{found['error_of_mean'][domain]:.4f}",
         )
-    Console(soft_wrap=True).print(table)
+    table_console(soft_wrap=True).print(table)
     print(", ".join(f"{value / 1e9:,.4g} GFLOP for {what}" for what, value in found["flops"].items()))

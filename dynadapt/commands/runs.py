@@ -56,9 +56,10 @@ def run(arguments) -> int:
     if not kept:
         print(f"{arguments.dir}: no run here" if not rows else f"{arguments.dir}: none of its {len(rows)} runs")
         return 0
-    from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    from dynadapt.runs.console import table_console
+
+    console = table_console(highlight=False, markup=False, emoji=False)
     console.print(runs_table(kept, console.width))
     console.print(sentence(kept, len(rows)), soft_wrap=True)
     return 0

@@ -23,7 +23,7 @@ def run(arguments) -> int:
     if arguments.json:
         print(json.dumps(found, indent=2, allow_nan=False))
         return 0
-    from rich.console import Console
+    from dynadapt.runs.console import table_console
 
-    print_differences(found, Console(highlight=False, markup=False, emoji=False))
+    print_differences(found, table_console(highlight=False, markup=False, emoji=False))
     return 0

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dynadapt.runs.console import table_console
 from dynadapt.runs.listing import printable
 from dynadapt.runs.progress import Status, progress_for
 
@@ -59,7 +60,7 @@ class _Silent:
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """A row a check, what may have escaped, and the verdict."""
-    console = console or Console(highlight=False, markup=False, emoji=False)
+    console = console or table_console(highlight=False, markup=False, emoji=False)
     width = min(console.width, WIDEST)
     table = Table(box=None, show_header=False, pad_edge=False, width=width)
     table.add_column(no_wrap=True)

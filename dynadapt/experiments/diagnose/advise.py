@@ -30,6 +30,7 @@ from dynadapt.adapt.optimizers import IN_WORDS
 from dynadapt.experiments.config import ConfigError, EvalConfig
 from dynadapt.experiments.defaults import begin_of, settle
 from dynadapt.experiments.dyneval import build_engine
+from dynadapt.runs.console import table_console
 from dynadapt.runs.listing import minutes
 from dynadapt.runs.logs import check_logs, show_finished
 from dynadapt.runs.rundir import RunDirectory, RunError
@@ -267,9 +268,9 @@ def write_advice(path: Path, summary: dict) -> None:
 def print_advice(summary: dict, out: Path) -> None:
     from rich.markup import escape as plain
 
-    from .report import SIMILARITY_HEAD, print_table, similarity_rows, wide_console
+    from .report import SIMILARITY_HEAD, print_table, similarity_rows
 
-    console = wide_console()
+    console = table_console(soft_wrap=True, highlight=False)
     console.print(f"[bold]{summary['advice']}[/]")
     for sentence in sentences(summary):
         console.print(f"  {plain(sentence)}")

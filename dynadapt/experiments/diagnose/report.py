@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from dynadapt.runs.console import table_console
 from dynadapt.runs.tables import write_rows
 
 from .classes import CLASSES, token_texts, visible
@@ -79,17 +79,10 @@ def similarity_rows(similarity: dict) -> list[tuple[str, ...]]:
 SIMILARITY_HEAD = ("against the reference", "divergence (bits)", "within the text")
 
 
-def wide_console():
-    """As wide as the terminal; elsewhere wide enough for the tables."""
-    from rich.console import Console
-
-    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 132)
-
-
 def print_diagnosis(summary: dict, out: Path) -> None:
     from rich.markup import escape
 
-    console = wide_console()
+    console = table_console(soft_wrap=True, highlight=False)
     console.print(f"[bold {COLOURS[summary['verdict']]}]{summary['verdict']}[/]")
     for sentence in summary["evidence"]:
         console.print(f"  {escape(sentence)}")

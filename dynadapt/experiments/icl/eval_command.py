@@ -102,11 +102,12 @@ def run_eval(arguments) -> int:
             print(f"{subject.name}: weights of step {subject.about['step']:,} of {subject.about['steps']:,}")
     announce = lambda text: print(f"  {text}", flush=True)  # noqa: E731
     results = evaluate(subjects, settings, announce=announce, **wanted)
-    from rich.console import Console
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, results)
-    console = Console(soft_wrap=True)
+    from dynadapt.runs.console import table_console
+
+    console = table_console(soft_wrap=True)
     for section in ("classes", "ood"):
         if results.get(section):
             console.print(table_of(results[section], list(results["subjects"])))

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dynadapt.runs.console import table_console
 from dynadapt.runs.listing import minutes
 
 
@@ -41,7 +42,7 @@ def headline(result) -> str:
 
 def print_recommendation(result, console: Console | None = None) -> None:
     """The table of all that was tried, the recommendation, and the command."""
-    console = console or Console()
+    console = console or table_console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tried")
     for head in ("windows", "NLL", "gain", "s/1k tok", "GFLOP/tok"):

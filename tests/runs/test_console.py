@@ -1,0 +1,52 @@
+"""Tables where they are printed: in a file or a pipe, and on a terminal that is too narrow for them, no number is cut."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from dynadapt.runs.console import ELSEWHERE, print_whole, table_console
+
+EXPLAIN = "plan --model smollm2-135m --streams 1 --segment 512 --adapt lora --gpu h100 --explain"
+
+
+def table(columns: int) -> Table:
+    found = Table(box=None)
+    for i in range(columns):
+        found.add_column(f"column {i}", no_wrap=True)
+    found.add_row(*(f"{10**i:,}" for i in range(columns)))
+    return found
+
+
+@pytest.mark.parametrize("columns", ["40", None])
+def test_no_number_of_a_plan_is_cut_in_a_pipe(columns):
+    environment = {**os.environ, "COLUMNS": columns or ""}
+    if columns is None:
+        del environment["COLUMNS"]
+    ran = subprocess.run([sys.executable, "-m", "dynadapt", *EXPLAIN.split()], capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert "\u2026" not in ran.stdout and "linear_activation_backward" in ran.stdout and "predicted  share     limit" in ran.stdout
+
+
+def test_a_console_is_as_wide_as_the_terminal_as_columns_or_as_any_table(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert table_console().width == ELSEWHERE
+    monkeypatch.setenv("COLUMNS", "97")
+    assert table_console().width == 97
+
+
+def test_a_table_that_is_too_wide_runs_on():
+    narrow = Console(file=io.StringIO(), width=30)
+    narrow.print(table(6))
+    assert "\u2026" in narrow.file.getvalue()  # what rich does by itself
+    whole = Console(file=io.StringIO(), width=30)
+    print_whole(whole, table(6))
+    assert "\u2026" not in whole.file.getvalue() and "100,000" in whole.file.getvalue().splitlines()[1]
+    wide = Console(file=io.StringIO(), width=120)
+    print_whole(wide, table(6))
+    assert wide.file.getvalue() == whole.file.getvalue()
