@@ -5,6 +5,8 @@ Errors and gradients at the same initial weights are held against Hugging Face's
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dynadapt.bench.compare import Benchmark, Provider, compare, errors_line, table, thread_choices
 from dynadapt.bench.side_by_side import OURS, check_out, remarks, write
 from dynadapt.common.environment import need
@@ -96,12 +98,13 @@ def bench_icl(arguments) -> int:
     for name in ("rounds", "steps"):
         if getattr(arguments, name) < 1:
             raise IclError(f"--{name} {getattr(arguments, name)}: give at least 1")
-    import torch
+    config = bench_config(arguments.preset, device=arguments.device, dtype=arguments.dtype, batch=arguments.batch)
+    if arguments.device != "cpu":  # torch, which says whether it is there, takes seconds
+        import torch
 
-    from dynadapt.ops import choose_device
+        from dynadapt.ops import choose_device
 
-    device = str(choose_device(arguments.device, "auto", torch.float32))
-    config = bench_config(arguments.preset, device=device, dtype=arguments.dtype, batch=arguments.batch)
+        config = replace(config, device=str(choose_device(arguments.device, "auto", torch.float32)))
     result = run_icl(config, against, arguments.rounds, arguments.steps)
     print_table(result)
     if arguments.out:
