@@ -35,7 +35,6 @@ def spearman(x, y, draws: int = 2000) -> dict:
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """[draws] Spearman's correlation of each row of x [draws or 1, n] with that of y [draws, n]."""
-
     a, b = (rankdata(values, axis=1) for values in (x, y))
     a, b = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (a, b))
     return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
@@ -107,7 +106,6 @@ def nearness_of(rows: list[dict]) -> dict | bool:
 
 def share_at_most(count: int, of: int) -> float:
     """The largest share of domains that could be so where `count` of `of` were, with 95% (Clopper and Pearson)."""
-
     return float(beta.ppf(1 - LEVEL, count + 1, of - count)) if count < of else 1.0
 
 
@@ -115,7 +113,6 @@ def share_at_most(count: int, of: int) -> float:
 def seen_share(domains: int, untuned: int) -> float | None:
     """The least share of such domains that get worse, in steps of 1%, at which verdict 10's rule says confirmed with a probability of 80%: enough of all domains, and
     of the untuned among them; None where none is."""
-
     enough = lambda n: next((k for k in range(1, n + 1) if binom.sf(k - 1, n, CHANCE) < LEVEL), n + 1)  # noqa: E731
     of_all, of_untuned = enough(domains), enough(untuned)
     for percent in range(1, 101):
@@ -139,7 +136,6 @@ def alike(verdict: str, of_untuned: str) -> str:
 
 def verdict_10(whole: list[dict], hurt: list[dict]) -> str:
     """Of the domains that did not diverge, and of those among them that got worse; by the rules above, as the others."""
-
     worse = [row for row in hurt if row["interval"][0] is not None and row["interval"][0] > 0]
     if whole and binom.sf(len(worse) - 1, len(whole), CHANCE) < LEVEL:
         return CONFIRMED
@@ -167,7 +163,6 @@ def verdict_12(hurt: list[dict]) -> str:
 
 def verdict_advice(decided: list[dict]) -> str:
     """Whether the advice tells more than the better of one answer for all domains."""
-
     helped = [row["change"] < 0 for row in decided]
     same = 2 * sum(helped) >= len(helped)  # the better of "always" and "never"
     advised = [row["advice"] == ADAPT for row in decided]
