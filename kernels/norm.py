@@ -5,6 +5,7 @@ delta and writes res and y (8 bytes), backward reads dy, res and dres and writes
 y again). dweight and dbias take one launch more: every program adds up rows n, n + programs, n + 2 programs, ... in
 registers, and a second kernel adds the programs' sums in order, so that no atomics are needed and the result is the same
 each time. Not fused into the matrix product that follows: each of its column tiles would have to normalise the row again.
+Not several rows a program either, but where dweight is summed: that is predicted to gain nothing (docs/gpu.md, What is predicted).
 
 A thread holds 16 elements of each tensor of a row (two 16-byte loads in bf16) until 16 warps are reached, and more beyond.
 """

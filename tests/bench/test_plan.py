@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -557,6 +558,27 @@ def test_a_launch_takes_what_limits_it():
     assert time_of(Launch("op", "attention_dq", 20, 8, 10**12), card, 10, "bf16")[1] == pytest.approx(1 / REACHED["attention"])
     few, many = (time_of(Launch("op", "t", programs, 10**9), card, 10, "bf16") for programs in (1, 50))
     assert many == (1.0, pytest.approx(1 / REACHED["traffic"]), "traffic") and few[1] == pytest.approx(5 * many[1])
+
+
+def test_rows_of_a_norm_together_are_predicted_to_gain_nothing():
+    """Why a program of kernels/norm.py has one row. docs/gpu.md says it with these figures; where the model comes to another answer, norms deserve another look."""
+    from dynadapt.bench.plan.launches import time_of
+
+    def norms(model, streams):
+        found = [launch for launch in launches_of(GEOMETRIES[model], streams, 512)[1] if launch.kernel in ("norm_forward", "norm_backward")]
+        assert {launch.programs for launch in found} == {streams * 512}
+        return found
+
+    def seconds(found, rows, weight=0):
+        """``weight``: bytes that every program reads from memory once more."""
+        changed = [replace(one, programs=math.ceil(one.programs / rows), bytes=one.bytes + weight * one.programs) for one in found]
+        return sum(time_of(launch, datasheet("h100"), 132, "bf16")[1] for launch in changed)
+
+    few, many, large = norms("smollm2-135m", 1), norms("smollm2-135m", 64), norms("llama-3.2-1b", 1)
+    for found, ms in ((few, 0.3025), (many, 6.388), (large, 0.1908)):
+        assert len({seconds(found, rows) for rows in (1, 2, 4)}) == 1 and 1e3 * seconds(found, 1) == pytest.approx(ms, rel=1e-3)
+    assert 1e3 * seconds(large, 8) == pytest.approx(0.1966, rel=1e-3)
+    assert 1e3 * seconds(many, 1, weight=2 * 576) == pytest.approx(7.992, rel=1e-3)
 
 
 def test_the_command_explains_kernels(capsys, tmp_path):
