@@ -182,12 +182,14 @@ def made_pages() -> dict[str, list[str]]:
     """Lines that programs make of results files, by the page that has them."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.flops.report import markdown as of_claims
+    from benchmarks.reweighting import page as of_size
     from dynadapt.experiments.reweight.compare import markdown as of_mixers
 
     read = lambda name: json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))  # noqa: E731
     tables = lambda text: [line for line in text.split("\n") if line.startswith("|")]  # noqa: E731
     return {
         "docs/reweight.md": tables(of_mixers(read("reweighting.json")["cases"])),
+        "docs/reweight-1m.md": of_size(read("reweighting-1m.json")["cases"]).split("\n")[1:],
         "docs/flops-vs-loss.md": of_claims(read("flops-vs-loss.json"), "flops").split("\n"),
     }
 

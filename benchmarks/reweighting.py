@@ -43,6 +43,8 @@ from dynadapt.experiments.reweight import ReweightConfig, SearchConfig
 from dynadapt.experiments.reweight.compare import draw_comparison, markdown, report
 from dynadapt.experiments.reweight.compare import judged as verdicts
 from dynadapt.experiments.reweight.compare_flops import bits_per_byte, flops_markdown, judged_by_flops, searches_markdown
+from dynadapt.experiments.reweight.domains import read_domains
+from dynadapt.experiments.reweight.setup import load_model
 from dynadapt.runs.rundir import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -196,6 +198,7 @@ def train(name: str, arguments) -> None:
         SearchConfig("proxies", mixtures=case.mixtures).check_for(case.config, len(case.config.domains))
     searches = {method: case.search(METHODS[method].search) for method in arguments.mixers if METHODS[method].search}
     check_begun(arguments.out / name, METHODS, case.config, searches)
+    held = read_domains(case.config, load_model(case.config))  # while they are, no run of this process makes their tokens again
     for seed in range(arguments.first_seed, arguments.seeds):
         study = Study(case, arguments.out / name / f"seed-{seed}", seed)
         print(f"{name}, seed {seed}: {case.config.steps} steps of {case.config.rows * case.config.segment} tokens", flush=True)
@@ -206,6 +209,7 @@ def train(name: str, arguments) -> None:
                 study.finish(method)
         if not arguments.tokens_only:
             study.match_flops()
+    del held
 
 
 def write_done(arguments) -> None:
@@ -273,7 +277,7 @@ def judge_again(path: Path) -> dict:
 
 def _short(row: dict) -> dict:
     """What the results keep of a run."""
-    kept = ("method", "seed", "mean", "tokens", "test", "targets_from", "tokens_per_byte", "equal_flops")
+    kept = ("method", "seed", "mean", "tokens", "test", "targets_from", "epochs", "tokens_per_byte", "equal_flops")
     return {name: row[name] for name in kept if row.get(name) is not None or name == "targets_from"}
 
 

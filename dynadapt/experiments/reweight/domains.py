@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from dynadapt.experiments.corpus_read import check_corpus, part_files, read_docu
 from .config import ReweightConfig
 
 BATCH = 64  # documents tokenised at a time
+# Tokens by what they were made of, for as long as anyone holds them: the small runs of a search, and the methods of a study, read the same texts.
+_held: WeakValueDictionary[tuple, np.ndarray] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,18 @@ def split_documents(name: str, documents: list[tuple[str, str]], share: float, s
 
 
 def encode_rows(texts: list[str], segment: int, model) -> Rows:
+    """The texts, one after the other, as rows of segment + 1 tokens. Tokens of the same texts that are still held somewhere are shared, not made again."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
+    key = digest.hexdigest(), model.tokenizer.fingerprint(), model.tokenizer.eos_id, tuple(model.tokenizer.begins), model.config.vocab_size
+    tokens = _held.get(key)
+    if tokens is None:
+        tokens = _held[key] = _encode(texts, model)
+    return Rows(tokens, segment)
+
+
+def _encode(texts: list[str], model) -> np.ndarray:
     end, begins = model.tokenizer.eos_id, np.array(model.tokenizer.begins, np.uint32)
     pieces = []
     for ids in _encoded(texts, model):
@@ -117,7 +132,8 @@ def encode_rows(texts: list[str], segment: int, model) -> Rows:
     tokens = np.concatenate(pieces) if pieces else np.zeros(0, np.uint32)
     if len(tokens) and tokens.max() >= model.config.vocab_size:
         raise ConfigError(f"the tokenizer gave id {tokens.max()}, the model's vocabulary ends at {model.config.vocab_size - 1}")
-    return Rows(tokens, segment)
+    tokens.setflags(write=False)  # runs share it
+    return tokens
 
 
 def _encoded(texts: Iterable[str], model) -> Iterator[list[int]]:
