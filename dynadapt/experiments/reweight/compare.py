@@ -37,7 +37,10 @@ from dynadapt.runs.drawing import CYCLE, STYLE, save
 from .power import POWER, seeds_for, seen
 
 LEVEL = 0.95
-NEAR = 0.2  # up to this share of the largest difference, the picture's axis is linear; beyond, logarithmic
+FAR, NEAR = (
+    3.0,
+    0.2,
+)  # of a picture whose largest difference is so many times the middle one, the axis is linear up to this share of it, and logarithmic beyond
 PANELS = 6  # of weights, in the picture of a case
 BASE, CONTROLLED = "stratified", "-average"
 POINTS = 30
@@ -358,7 +361,7 @@ def draw_comparison(cases: Mapping[str, Mapping], path: str | Path) -> Path:
         parts = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
         for part, (name, found) in zip(parts, cases.items()):
             moving = [method for method, row in found["methods"].items() if _moves(row["weights"])][:PANELS]
-            columns = 1 + PANELS // 2
+            columns = 1 + max(1, -(-len(moving) // 2))
             grid = part.add_gridspec(2, columns, width_ratios=[1.9] + [1] * (columns - 1))
             _forest(part.add_subplot(grid[:, 0]), name, found)
             handles = []
@@ -385,8 +388,11 @@ def _forest(axis, name: str, found: Mapping) -> None:
     axis.axvline(0, color="#374151", linewidth=1)
     axis.set_yticks(range(len(methods)), methods)
     axis.invert_yaxis()
-    reach = max(abs(end) for value in found["against_stratified"].values() for end in value["interval"] or (value["mean"],))
-    axis.set_xscale("symlog", linthresh=max(NEAR * reach, 1e-9))  # one method far away must not hide the others
+    reaches = sorted(max(map(abs, value["interval"] or (value["mean"],))) for value in found["against_stratified"].values())
+    if reaches[-1] > FAR * reaches[len(reaches) // 2]:  # one method far away must not hide the others
+        axis.set_xscale("symlog", linthresh=max(NEAR * reaches[-1], 1e-9))
+    else:
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axis.set(xlabel="test loss less stratified's (nats per token), 95%", title=name)
     axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
 
