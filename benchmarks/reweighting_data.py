@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from benchmarks.script import made_once
 from dynadapt.experiments.corpus_read import check_corpus, part_files, read_documents, read_manifest
 from dynadapt.experiments.reweight import ReweightConfig
-from dynadapt.experiments.reweight.domains import Rows, encode_rows
+from dynadapt.experiments.reweight.domains import Rows, encode_rows, made_by
 from dynadapt.model import random_model, tiny_config
 from dynadapt.model.convert import write_directory
 from dynadapt.model.tokenizer import Tokenizer as ModelTokenizer
@@ -116,10 +116,10 @@ def _make_vocabulary(domains: dict[str, str], folder: Path, size: int, made_of: 
 
 def judged(config: ReweightConfig, engine, rows: int) -> dict[str, float]:
     """Mean NLL of each domain's first `rows` test rows, nats per token."""
-    losses = {}
+    losses, by = {}, made_by(engine.model)
     for name, path in config.domains.items():
         texts = [text for _, text in read_documents(Path(path) / "test.jsonl")]
-        found: Rows = encode_rows(texts, config.segment, engine.model)
+        found: Rows = encode_rows(texts, config.segment, engine.model, by)
         chosen = np.linspace(0, len(found) - 1, min(rows, len(found))).astype(int)
         scores = [
             engine.score(torch.from_numpy(np.stack([found[row] for row in chosen[first : first + config.rows]])))
@@ -131,8 +131,8 @@ def judged(config: ReweightConfig, engine, rows: int) -> dict[str, float]:
 
 def tokens_per_byte(config: ReweightConfig, model) -> dict[str, float]:
     """Of each domain's test text in UTF-8: what nats per token become nats per byte with."""
-    found = {}
+    found, by = {}, made_by(model)
     for name, path in config.domains.items():
         texts = [text for _, text in read_documents(Path(path) / "test.jsonl")]
-        found[name] = len(encode_rows(texts, config.segment, model).tokens) / sum(len(text.encode()) for text in texts)
+        found[name] = len(encode_rows(texts, config.segment, model, by).tokens) / sum(len(text.encode()) for text in texts)
     return found

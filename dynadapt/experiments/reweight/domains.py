@@ -59,7 +59,8 @@ def read_domains(config: ReweightConfig, model) -> list[Domain]:
     """All domains, in the order given. ConfigError or CorpusError names the domain that has too little text, or a file that is damaged."""
     if not config.domains:
         check_corpus(config.corpus)
-    return [_read(name, path, config, model) for name, path in domain_paths(config).items()]
+    by = made_by(model)
+    return [_read(name, path, config, model, by) for name, path in domain_paths(config).items()]
 
 
 def domain_paths(config: ReweightConfig) -> dict[str, Path]:
@@ -68,8 +69,8 @@ def domain_paths(config: ReweightConfig) -> dict[str, Path]:
     return {name: parts["train"].parent for name, parts in part_files(config.corpus).items()}
 
 
-def _read(name: str, path: Path, config: ReweightConfig, model) -> Domain:
-    train, heldout = (encode_rows(texts, config.segment, model) for texts in _documents(name, path, config))
+def _read(name: str, path: Path, config: ReweightConfig, model, by: tuple) -> Domain:
+    train, heldout = (encode_rows(texts, config.segment, model, by) for texts in _documents(name, path, config))
     for what, rows in (("training", train), ("held-out", heldout)):
         if len(rows) == 0:
             raise ConfigError(
@@ -108,12 +109,22 @@ def split_documents(name: str, documents: list[tuple[str, str]], share: float, s
     return [text for i, (_, text) in enumerate(documents) if i not in held], [documents[i][1] for i in sorted(held)]
 
 
-def encode_rows(texts: list[str], segment: int, model) -> Rows:
-    """The texts, one after the other, as rows of segment + 1 tokens. Tokens of the same texts that are still held somewhere are shared, not made again."""
+def made_by(model) -> tuple:
+    """All of a model that decides the tokens of a text. Of a tokenizer with 262,144 ids it takes seconds: once for many texts."""
+    tokenizer = model.tokenizer
+    splits = tokenizer.backend.encode_special_tokens  # whether a special token that a text spells is one: no file of a tokenizer says it
+    return tokenizer.fingerprint(), splits, tokenizer.eos_id, tuple(tokenizer.begins), model.config.vocab_size
+
+
+def encode_rows(texts: list[str], segment: int, model, by: tuple | None = None) -> Rows:
+    """The texts, one after the other, as rows of segment + 1 tokens. Tokens of the same texts that are still held somewhere are shared, not made again.
+
+    by: `made_by` of the model, where more texts than these are read.
+    """
     digest = hashlib.sha256()
     for text in texts:
         digest.update(f"{len(text)}:".encode() + text.encode("utf-8", "surrogatepass"))
-    key = digest.hexdigest(), model.tokenizer.fingerprint(), model.tokenizer.eos_id, tuple(model.tokenizer.begins), model.config.vocab_size
+    key = digest.hexdigest(), *(by or made_by(model))
     tokens = _held.get(key)
     if tokens is None:
         tokens = _held[key] = _encode(texts, model)
