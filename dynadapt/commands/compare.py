@@ -68,7 +68,7 @@ def _print(summary: dict) -> None:
     from rich.table import Table
 
     from dynadapt.experiments.compare.tables import sentence
-    from dynadapt.runs.console import table_console
+    from dynadapt.runs.console import print_whole, table_console
 
     console = table_console(soft_wrap=True, highlight=False, markup=False)
     for text in summary["notes"]:
@@ -81,4 +81,4 @@ def _print(summary: dict) -> None:
             table.add_column(name, justify="right")
         for row in pair["classes"]:
             table.add_row(row["name"], f"{row['tokens']:,}", f"{row['gain']:+.4f}", f"{row['part']:+.4f}")
-        console.print(table)
+        print_whole(console, table)

@@ -83,7 +83,7 @@ def print_summary(summary: dict) -> None:
     """Errors by number of examples, a table for each class."""
     from rich.table import Table
 
-    from dynadapt.runs.console import table_console
+    from dynadapt.runs.console import print_whole, table_console
 
     console = table_console(soft_wrap=True)
     for name, curves in summary["errors"].items():
@@ -95,7 +95,7 @@ def print_summary(summary: dict) -> None:
             table.add_column(str(k), justify="right")
         for who, curve in curves.items():
             table.add_row(who.replace("_", " "), *(f"{curve['mean'][k]:.3f}" for k in shown))
-        console.print(table)
+        print_whole(console, table)
         console.print(f"above least squares by at most {summary['above_least_squares'][name]:.3f}")
     flops = sum(summary["flops_last_step"].values())
     console.print(

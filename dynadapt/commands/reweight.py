@@ -117,7 +117,7 @@ def _train(arguments) -> int:
 def _print_summary(summary: dict) -> None:
     from rich.table import Table
 
-    from dynadapt.runs.console import table_console
+    from dynadapt.runs.console import print_whole, table_console
 
     table = Table(box=None, pad_edge=False)
     table.add_column("domain")
@@ -136,7 +136,7 @@ def _print_summary(summary: dict) -> None:
         )
     fall = summary["mean"] - summary["mean_start"]
     table.add_row("mean", f"{summary['tokens']:,}", "", "", "", f"{summary['mean']:.4f}", f"{fall:+.4f}")
-    table_console(soft_wrap=True).print(table)
+    print_whole(table_console(), table)
     flops = summary["flops"]
     costs = [f"{summary['flops_per_token'] / 1e9:,.4g} GFLOP/token to train", f"{flops['heldout'] / 1e9:,.4g} GFLOP for held-out losses"]
     if flops["excess"]:

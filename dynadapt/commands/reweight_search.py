@@ -85,7 +85,7 @@ def _show(line: dict) -> None:
 def _print(found: dict) -> None:
     from rich.table import Table
 
-    from dynadapt.runs.console import table_console
+    from dynadapt.runs.console import print_whole, table_console
 
     table = Table(box=None, pad_edge=False)
     table.add_column("domain")
@@ -102,5 +102,5 @@ def _print(found: dict) -> None:
             f"{found['error'][domain]:.4f}",
             f"{found['error_of_mean'][domain]:.4f}",
         )
-    table_console(soft_wrap=True).print(table)
+    print_whole(table_console(), table)
     print(", ".join(f"{value / 1e9:,.4g} GFLOP for {what}" for what, value in found["flops"].items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynadapt.runs.console import table_console
+from dynadapt.runs.console import print_whole, table_console
 from dynadapt.runs.tables import write_rows
 
 from .classes import CLASSES, token_texts, visible
@@ -108,7 +108,7 @@ def print_table(console, head, rows) -> None:
         table.add_column(name, justify="right" if i else "left")
     for row in rows:
         table.add_row(*map(escape, row))
-    console.print(table)
+    print_whole(console, table)
     console.print()
 
 

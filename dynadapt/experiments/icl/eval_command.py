@@ -105,12 +105,12 @@ def run_eval(arguments) -> int:
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, results)
-    from dynadapt.runs.console import table_console
+    from dynadapt.runs.console import print_whole, table_console
 
     console = table_console(soft_wrap=True)
     for section in ("classes", "ood"):
         if results.get(section):
-            console.print(table_of(results[section], list(results["subjects"])))
+            print_whole(console, table_of(results[section], list(results["subjects"])))
     print(f"written to {out}; draw it with: dynadapt icl figures {out} --out {out.parent / 'figures'}")
     return 0
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dynadapt.runs.console import table_console
+from dynadapt.runs.console import print_whole, table_console
 from dynadapt.runs.listing import minutes
 
 
@@ -57,7 +57,7 @@ def print_recommendation(result, console: Console | None = None) -> None:
             f"{row['flops_per_token'] / 1e9:.2f}",
             style="bold" if row["judged"] else None,
         )
-    console.print(table)
+    print_whole(console, table)
     console.print("[dim]on the windows for choosing; gain over the best static one on the same of them[/]")
     for note in result.notes:
         console.print(f"note: {escape(note)}")
