@@ -99,6 +99,29 @@ def test_the_seeds_for_a_difference_are_the_least_that_see_it(spread, level):
     assert seeds_for(0.05, 1e3 * spread, level) is None
 
 
+@pytest.mark.parametrize(
+    "given, named",
+    [
+        ((0.05, math.nan, 0.05), "spread nan"),
+        ((0.05, -0.1, 0.05), "spread -0.1"),
+        ((math.nan, 0.1, 0.05), "difference nan"),
+        ((0.0, 0.1, 0.05), "difference 0.0"),
+        ((0.05, 0.1, 0.0), "level 0.0"),
+        ((0.05, 0.1, 0.9), "level 0.9"),
+        ((0.05, 0.1, 0.05, 1.0), "wanted 1.0"),
+        ((0.05, 0.1, 0.05, 0.8, 1), "most 1"),
+    ],
+)
+def test_seeds_for_no_difference_or_no_spread_are_refused(given, named):
+    with pytest.raises(ValueError, match=named):
+        seeds_for(*given)
+
+
+def test_seeds_at_the_ends():
+    assert seeds_for(0.05, 0.0, 0.05) == 2 and seeds_for(0.05, math.inf, 0.05) is None and seeds_for(1e-12, 0.06, 0.05) is None
+    assert seeds_for(math.inf, 0.06, 0.05) == 2 and seeds_for(0.05, 0.06, 1e-12) > seeds_for(0.05, 0.06, 1e-6) > seeds_for(0.05, 0.06, 0.79)
+
+
 def test_a_comparison_says_how_many_seeds_it_wants():
     study = rows({"stratified": 0.0, "odm": 0.0}, seeds=5, noise=0.06)
     found = report(study)["against_stratified"]["odm"]

@@ -42,7 +42,19 @@ def _shift(freedom: int, level: float, wanted: float) -> float:
 
 def seeds_for(difference: float, spread: float, level: float, wanted: float = POWER, most: int = 10_000) -> int | None:
     """The least number of seeds with which this true difference is called with probability `wanted`; spread: standard deviation of the paired
-    differences, as it was found. None where it takes more than `most`."""
+    differences, as it was found. None where it takes more than `most`.
+
+    Raises:
+        ValueError: a difference that is not above 0, a spread below 0, a level that is not between 1e-12 and `wanted`, fewer than two seeds at most; or NaN.
+    """
+    if not difference > 0:
+        raise ValueError(f"difference {difference}: give one above 0")
+    if not spread >= 0:
+        raise ValueError(f"spread {spread}: give 0 or more")
+    if not 1e-12 <= level < wanted < 1:
+        raise ValueError(f"level {level}, wanted {wanted}: give a level from 1e-12, below the probability that is wanted, which is below 1")
+    if most < 2:
+        raise ValueError(f"most {most}: a spread takes at least 2 seeds")
     if seen(spread / math.sqrt(most), most - 1, level, wanted) > difference:
         return None
     low, high = 1, most  # `high` are enough, `low` are not, or no sample
