@@ -44,7 +44,7 @@ def _print(found: dict) -> None:
     from rich.table import Table
 
     from dynadapt.experiments.reweight.paired import over
-    from dynadapt.runs.console import table_console
+    from dynadapt.runs.console import print_whole, table_console
 
     console = table_console(highlight=False, markup=False, emoji=False)
     for text in found["notes"]:
@@ -71,4 +71,4 @@ def _print(found: dict) -> None:
                 f"{value['difference']:+.4f}",
                 f"[{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else "-",
             )
-        console.print(table)
+        print_whole(console, table)

@@ -57,9 +57,9 @@ def run(arguments) -> int:
         print(f"{arguments.dir}: no run here" if not rows else f"{arguments.dir}: none of its {len(rows)} runs")
         return 0
 
-    from dynadapt.runs.console import table_console
+    from dynadapt.runs.console import print_whole, table_console
 
     console = table_console(highlight=False, markup=False, emoji=False)
-    console.print(runs_table(kept, console.width))
+    print_whole(console, runs_table(kept, console.width))
     console.print(sentence(kept, len(rows)), soft_wrap=True)
     return 0

@@ -21,7 +21,7 @@ from rich.table import Table
 from dynadapt.common import children
 from dynadapt.common.notes import note
 from dynadapt.common.options import idle, note_idle
-from dynadapt.runs.console import table_console
+from dynadapt.runs.console import print_whole, table_console
 from dynadapt.runs.metrics import Run, read_run
 from dynadapt.runs.rundir import read_json, write_json
 from dynadapt.runs.stopping import signals_to
@@ -250,7 +250,7 @@ def run_sweep(path: str, scores: bool = False, checkpoint: int | None = None, lo
     runs = finished_runs(cells, out)
     if runs:
         write_results(runs, out / "sweep.json", out / "sweep.csv")
-        table_console(soft_wrap=True).print(results_table({run.name: run.summary for run in runs}))
+        print_whole(table_console(), results_table({run.name: run.summary for run in runs}))
         print(f"{out / 'sweep.json'}\n{out / 'sweep.csv'}")
     for name, message in failures.items():
         print(f"dynadapt: cell {name} failed: {message}", file=sys.stderr)

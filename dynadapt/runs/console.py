@@ -7,6 +7,7 @@ import shutil
 import sys
 
 ELSEWHERE = 200  # columns of a file or a pipe: no table of ours is wider
+FOLDED = 12  # characters of a name that is folded
 
 
 def table_console(**settings):
@@ -23,11 +24,25 @@ def table_console(**settings):
 
 
 def print_whole(console, table) -> None:
-    """A table with all of its numbers: where the terminal is too narrow for it, its lines run on."""
-    width = console.width
-    needed = console.measure(table, options=console.options.update(width=1000)).maximum
+    """A table with all of its numbers: where the terminal is too narrow for it, its lines run on. Columns that fold do so first, to FOLDED characters, if no
+    other can be made narrower."""
+    width, needed = console.width, _needed(console, table)
     try:
         console.width = max(width, needed)
         console.print(table)
     finally:
         console.width = width
+
+
+def _needed(console, table) -> int:
+    folds = [column for column in table.columns if column.overflow == "fold" and not column.no_wrap]
+    if not all(column.no_wrap for column in table.columns if column not in folds):
+        folds = []
+    widths = [column.max_width for column in folds]
+    try:
+        for column in folds:
+            column.max_width = FOLDED
+        return console.measure(table, options=console.options.update(width=1000)).maximum
+    finally:
+        for column, before in zip(folds, widths):
+            column.max_width = before

@@ -89,3 +89,16 @@ def test_no_number_of_a_run_is_cut_on_a_narrow_terminal(monkeypatch, capsys):
         reweight._print_summary({**summary, "mean": 10.1234, "mean_start": 12.0, "tokens": 1_234_567})
     shown = capsys.readouterr().out
     assert "\u2026" not in shown and "1,234,567" in shown and "debian-handbook" in shown and "-1.8766" in shown
+
+
+def test_names_fold_before_a_table_runs_on():
+    found = Table(box=None)
+    found.add_column("run", overflow="fold")
+    found.add_column("loss", no_wrap=True)
+    found.add_column("interval", no_wrap=True)
+    found.add_row("a-name-of-thirty-four-characters-x", "3.1234", "[-0.1234, +0.1234]")
+    for width, lines in ((70, 2), (45, 4), (20, 4)):
+        console = Console(file=io.StringIO(), width=width)
+        print_whole(console, found)
+        shown = console.file.getvalue()
+        assert "[-0.1234, +0.1234]" in shown and "3.1234" in shown and len(shown.splitlines()) == lines, shown
