@@ -291,3 +291,15 @@ def test_benchmark(tmp_path):
     assert len(test) == len(held) == 4 and not set(test) & set(held)
     again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert again.returncode == 0 and "mean " not in again.stdout.split("##")[0]
+
+
+@pytest.mark.parametrize("far", [900.0, 5.0, 1.2, 0.9, -0.9, 0.3, 0.09, 0.02])
+def test_a_picture_with_one_method_far_away_has_marks_to_read_it_by(far):
+    from matplotlib.figure import Figure
+
+    from dynadapt.experiments.reweight.compare import _forest
+
+    axis = Figure().add_subplot()
+    _forest(axis, "x", report(rows({"stratified": 0.0, "odm": 0.001, "velocitune": -0.002, "ado": 0.004, "doremi": far})))
+    low, high = axis.get_xlim()
+    assert axis.get_xscale() == "symlog" and 3 <= sum(low <= mark <= high for mark in axis.get_xticks()) <= 7

@@ -390,7 +390,11 @@ def _forest(axis, name: str, found: Mapping) -> None:
     axis.invert_yaxis()
     reaches = sorted(max(map(abs, value["interval"] or (value["mean"],))) for value in found["against_stratified"].values())
     if reaches[-1] > FAR * reaches[len(reaches) // 2]:  # one method far away must not hide the others
-        axis.set_xscale("symlog", linthresh=max(NEAR * reaches[-1], 1e-9))
+        near = max(NEAR * reaches[-1], 1e-9)
+        axis.set_xscale("symlog", linthresh=near)
+        marks = [digit * 10.0**exponent for exponent in range(-10, 10) for digit in (1, 2, 5)]  # powers of ten alone may be two
+        marks = [mark for mark in marks if near / 4 <= mark <= reaches[-1]]
+        axis.xaxis.set_major_locator(ticker.FixedLocator([*(-mark for mark in reversed(marks)), 0.0, *marks]))
     else:
         axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axis.set(xlabel="test loss less stratified's (nats per token), 95%", title=name)
