@@ -48,6 +48,7 @@ from dynadapt.experiments.reweight.setup import load_model
 from dynadapt.runs.rundir import read_json, write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.reweighting_apart import training_apart  # noqa: E402
 from benchmarks.reweighting_begun import OWN, check_begun  # noqa: E402
 from benchmarks.reweighting_data import check_judged, small_vocabulary, subset  # noqa: E402
 from benchmarks.reweighting_fits import fits, fits_markdown  # noqa: E402
@@ -234,6 +235,7 @@ def write_done(arguments) -> None:
             "by_flops": judged_by_flops(rows, settings[name]["rows"]),
             "bits_per_byte": bits_per_byte(rows),
             "searches": searches.get(name, {}),
+            "training_apart": training_apart(arguments.out / name),
         }
         for name, rows in found.items()
     }

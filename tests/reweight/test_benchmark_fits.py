@@ -1,10 +1,11 @@
-"""Fits of target losses on the curves of `benchmarks/reweighting.py`, one by one (benchmarks/reweighting_fits.py)."""
+"""Fits of target losses on the curves of `benchmarks/reweighting.py`, one by one (benchmarks/reweighting_fits.py), and when its runs part (reweighting_apart.py)."""
 
 import json
 
 import numpy as np
 import pytest
 
+from benchmarks.reweighting_apart import PARTS, training_apart
 from benchmarks.reweighting_fits import fits, fits_markdown, foreseen, summed
 
 TOKENS = [1000 * i for i in range(1, 11)]
@@ -71,3 +72,16 @@ def test_a_seed_that_is_refused_still_tells_of_each_of_its_curves(tmp_path):
     (said, _) = fits_markdown(found)
     assert "refused 1 of 4" in said and f"of the other 3, {every['inside']} ended inside" in said
     assert fits_markdown({"predictions": 45}) == [] and fits_markdown(None) == []
+
+
+def test_a_run_and_its_control_part_where_their_training_losses_do(tmp_path):
+    losses = {"velocitune": [3.0] * 32, "velocitune-average": [3.0] * 16 + [2.5] * 16}
+    for seed, methods in ((0, losses), (1, {"velocitune-average": [1.0] * 32}), (2, {"odm": [1.0] * 32})):
+        for method, found in methods.items():
+            run = tmp_path / f"seed-{seed}" / method
+            run.mkdir(parents=True)
+            (run / "judged.json").write_text("{}")
+            rows = [{"kind": "evaluation", "loss": 9.0}, *({"kind": "step", "loss": loss} for loss in found)]
+            (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = [0.0] * (PARTS // 2) + [0.5] * (PARTS // 2)
+    assert training_apart(tmp_path) == {"velocitune": {"less": "velocitune-average", "steps": 2, "seeds": {"0": expected}}}
