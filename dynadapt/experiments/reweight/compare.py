@@ -37,10 +37,8 @@ from dynadapt.runs.drawing import CYCLE, STYLE, save
 from .power import POWER, seeds_for, seen
 
 LEVEL = 0.95
-FAR, NEAR = (
-    3.0,
-    0.2,
-)  # of a picture whose largest difference is so many times the middle one, the axis is linear up to this share of it, and logarithmic beyond
+FAR = 3.0  # a picture whose largest difference is more than so many times the middle one has a logarithmic axis,
+NEAR = 0.2  # linear up to this share of the largest
 PANELS = 6  # of weights, in the picture of a case
 BASE, CONTROLLED = "stratified", "-average"
 POINTS = 30
