@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-PARTS = 16  # of a run, over each of which losses are averaged
+PARTS = 16  # of a run, over each of which losses are averaged; of a shorter one, its steps
 
 
 def training_apart(folder: Path) -> dict[str, dict]:
@@ -27,4 +27,5 @@ def training_apart(folder: Path) -> dict[str, dict]:
 
 def _by_part(run: Path) -> list[np.ndarray]:
     lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return np.array_split([line["loss"] for line in lines if line["kind"] == "step"], PARTS)
+    losses = [line["loss"] for line in lines if line["kind"] == "step"]
+    return np.array_split(losses, min(PARTS, len(losses)))

@@ -85,3 +85,6 @@ def test_a_run_and_its_control_part_where_their_training_losses_do(tmp_path):
             (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     expected = [0.0] * (PARTS // 2) + [0.5] * (PARTS // 2)
     assert training_apart(tmp_path) == {"velocitune": {"less": "velocitune-average", "steps": 2, "seeds": {"0": expected}}}
+    for name in losses:  # of fewer steps than parts
+        (tmp_path / "seed-0" / name / "metrics.jsonl").write_text(json.dumps({"kind": "step", "loss": 2.0}) + "\n")
+    assert training_apart(tmp_path)["velocitune"]["seeds"] == {"0": [0.0]}
