@@ -80,7 +80,7 @@ def test_what_decides_most_comes_first_and_has_the_time_it_needs():
 
 @pytest.mark.parametrize("broken,runs", [("environment", 7), ("build", 6)])
 def test_a_build_that_fails_costs_what_needs_it(broken, runs, monkeypatch, tmp_path):
-    """The step and its kernels are timed without the native engine; a lease with a card does not come again."""
+    """The step and its kernels are timed without the native engine."""
     ran = []
     monkeypatch.setattr(gpu_campaign, "outside", lambda args, stage, seconds: ran.append(stage) or stage != broken)
     failed, left_out = gpu_campaign.run(gpu_campaign.parse(["quarter-hour-1", f"--out={tmp_path}"]), tmp_path)
