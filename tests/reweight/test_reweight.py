@@ -1,6 +1,5 @@
 """The driver: what it trains on, what it writes, that a run can be stopped anywhere, and what it refuses."""
 
-import gc
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from command_line import call
@@ -174,27 +172,6 @@ def test_heldout_losses_are_those_of_the_model_as_it_is(root, tmp_path):
     for row in heldout_order(len(code.heldout), 4, 0, 0):
         total.append(float(static.step(torch.from_numpy(code.heldout[row])[None]).double().mean()))
     assert read_metrics(tmp_path / "run")[0]["heldout"]["code"] == pytest.approx(sum(total) / len(total), abs=1e-5)
-
-
-def test_tokens_of_the_same_texts_are_made_once_while_they_are_held(root, monkeypatch):
-    from dynadapt.experiments.reweight import domains
-
-    made, plain = [], domains._encode
-    monkeypatch.setattr(domains, "_encode", lambda texts, model: made.append(len(texts)) or plain(texts, model))
-    model, texts = dynadapt.load(root / "model"), [english(80, seed=i) for i in range(3)]
-    first, again, longer = (domains.encode_rows(texts, segment, model) for segment in (8, 8, 16))
-    assert made == [3] and first.tokens is again.tokens is longer.tokens and len(longer) < len(first)
-    assert np.array_equal(first[2], first.tokens[16:25]) and not first.tokens.flags.writeable
-    for others in ([texts[0] + texts[1], texts[2]], texts[:2]):
-        domains.encode_rows(others, 8, model)
-    assert made == [3, 2, 2]
-    model.tokenizer.backend.encode_special_tokens = True  # of which no file, and no fingerprint of a tokenizer, knows
-    assert domains.encode_rows(texts, 8, model).tokens is not first.tokens and made == [3, 2, 2, 3]
-    model.tokenizer.backend.encode_special_tokens = False
-    del first, again, longer
-    gc.collect()
-    domains.encode_rows(texts, 8, model)
-    assert made == [3, 2, 2, 3, 3]
 
 
 def test_a_tokenizer_is_read_through_once_for_all_domains(root, monkeypatch):
