@@ -50,8 +50,9 @@ from dynadapt.runs.rundir import read_json, write_json
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.reweighting_apart import training_apart  # noqa: E402
 from benchmarks.reweighting_begun import OWN, check_begun  # noqa: E402
-from benchmarks.reweighting_data import check_judged, small_vocabulary, subset  # noqa: E402
+from benchmarks.reweighting_data import check_judged, rounded, small_vocabulary, subset  # noqa: E402
 from benchmarks.reweighting_fits import fits, fits_markdown  # noqa: E402
+from benchmarks.reweighting_matched import match, put_in  # noqa: E402
 from benchmarks.reweighting_study import METHODS, Case, Study  # noqa: E402
 from benchmarks.reweighting_time import page as time_page  # noqa: E402
 from benchmarks.reweighting_time import timed  # noqa: E402
@@ -146,6 +147,12 @@ def main() -> None:
     parser.add_argument("--mixtures", type=int, help="measured by a search (default: 24, for up to 17 domains)")
     parser.add_argument("--tokens-only", action="store_true", help="leave out the longer stratified run that equal FLOPs need")
     parser.add_argument(
+        "--equal-flops-of",
+        type=Path,
+        metavar="FILE",
+        help="train only the longer stratified runs, for the methods of a results file whose runs are no longer here, and put the comparisons into it",
+    )
+    parser.add_argument(
         "--time",
         type=int,
         metavar="N",
@@ -174,6 +181,14 @@ def main() -> None:
     with going_on(arguments.out):
         if arguments.time:
             print(time_page(timed(prepared("scratch", arguments), arguments.time, arguments.out)), end="")
+            return
+        if arguments.equal_flops_of:
+            for name in arguments.case:
+                if not arguments.report:
+                    seeds = range(arguments.first_seed, arguments.seeds)
+                    match(arguments.equal_flops_of, name, prepared(name, arguments), arguments.out, seeds)
+                cases_judged = put_in(arguments.equal_flops_of, name, arguments.out)
+            print(page(cases_judged))
             return
         for name in arguments.case if not arguments.report else ():
             train(name, arguments)
@@ -281,15 +296,6 @@ def _short(row: dict) -> dict:
     """What the results keep of a run."""
     kept = ("method", "seed", "mean", "tokens", "test", "targets_from", "epochs", "tokens_per_byte", "equal_flops")
     return {name: row[name] for name in kept if row.get(name) is not None or name == "targets_from"}
-
-
-def rounded(content):
-    """Floats to six decimals, wherever they are: nats and shares are not known better."""
-    if isinstance(content, dict):
-        return {key: rounded(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [rounded(value) for value in content]
-    return round(content, 6) if isinstance(content, float) else content
 
 
 def _settings(folder: Path) -> dict:

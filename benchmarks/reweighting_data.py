@@ -136,3 +136,12 @@ def tokens_per_byte(config: ReweightConfig, model) -> dict[str, float]:
         texts = [text for _, text in read_documents(Path(path) / "test.jsonl")]
         found[name] = len(encode_rows(texts, config.segment, model, by).tokens) / sum(len(text.encode()) for text in texts)
     return found
+
+
+def rounded(content):
+    """Floats to six decimals, wherever they are: nats and shares are not known better."""
+    if isinstance(content, dict):
+        return {key: rounded(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [rounded(value) for value in content]
+    return round(content, 6) if isinstance(content, float) else content

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,6 +114,11 @@ class Case:
             unforeseen="hold",
             proxy=self.proxy_size if proxies and self.config.scratch else None,
         )
+
+
+def spent_by(name: str, flops: Mapping[str, float]) -> float:
+    """All that a method needed. Held-out losses of a run that does not read them are for the tables, and count on neither side."""
+    return sum(value for what, value in flops.items() if what != "heldout" or METHODS[name].mixer in READS_HELDOUT)
 
 
 class Study:
@@ -271,12 +277,16 @@ class Study:
 
     def match_flops(self) -> None:
         """Brings stratified sampling to the step at which it has spent what each finished method has, and judges it there."""
-        wanted = sorted({self._matching(name) for name in self._finished()} - {0})
+        self.stratified_at({self._matching(name) for name in self._finished()} - {0})
+
+    def stratified_at(self, steps: set[int]) -> dict[str, dict]:
+        """One stratified run of this seed, judged at these steps: {step: {"steps", "tokens", "test", "mean"}}, kept in points.json."""
+        wanted = sorted(steps)
         known = self.folder / "equal-flops" / "points.json"
         points = read_json(known) if known.exists() else {}
         missing = [step for step in wanted if str(step) not in points]
         if not missing:
-            return
+            return points
         config = replace(self.base, mixer="stratified", steps=missing[-1], evaluate=missing[-1])
         if config.schedule != "constant":
             raise SystemExit(f"schedule {config.schedule!r}: runs of other lengths have other rates; equal FLOPs need a constant one")
@@ -291,6 +301,7 @@ class Study:
             write_json(known, points)
             print(f"    seed {self.seed}  stratified at step {step}: mean {points[str(step)]['mean']:.4f}", flush=True)
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        return points
 
     @staticmethod
     def _reached(folder: Path) -> int:
@@ -322,13 +333,11 @@ class Study:
         return sorted(path.parent.name for path in self.folder.glob("*/judged.json"))
 
     def _matching(self, name: str) -> int:
-        """The step of a stratified run that has spent what this method needed; 0 where the one or the other is not there. Held-out losses of a run that
-        does not read them are for the tables, and count on neither side."""
+        """The step of a stratified run that has spent what this method needed; 0 where the one or the other is not there."""
         if name == "stratified" or not (self.folder / "stratified" / "judged.json").exists():
             return 0
-        spent, reads = self.flops(name), METHODS[name].mixer in READS_HELDOUT
         step = self.flops("stratified")["training"] / read_json(self.folder / "stratified" / "summary.json")["steps"]
-        return stratified_steps(sum(value for what, value in spent.items() if reads or what != "heldout"), step)
+        return stratified_steps(spent_by(name, self.flops(name)), step)
 
     def searches(self) -> dict[str, dict]:
         """By method: what its search found, or why it was refused."""
