@@ -39,19 +39,19 @@ import torch  # noqa: E402
 from scipy.stats import t as student  # noqa: E402
 
 from benchmarks.guard import held_out  # noqa: E402
-from benchmarks.script import TUNED, corpus_facts, corpus_parser_of, domains_of  # noqa: E402
+from benchmarks.printed import print_page  # noqa: E402
+from benchmarks.script import corpus_facts, corpus_parser_of, judged_domains, measuring, rows_before  # noqa: E402
 from dynadapt import Adam, Engine, KeepPrior, LoRA, SegmentMemory, load  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.experiments.memory_distillation import distil_memory  # noqa: E402
-from dynadapt.runs.whole_files import read_json_or, write_json  # noqa: E402
+from dynadapt.runs.whole_files import write_json  # noqa: E402
 
 SEGMENT, TEXT, MEMORY, OTHER, COST = 256, 3072, 2048, 512, 0.005
 ARMS = ("none", "memory", "distilled", "distilled, 4th", "keep", "none, 4x", "keep, 4x")
 
 
-def texts(corpus: Path, tokenizer) -> dict[str, dict]:
+def texts(corpus: Path, domains: list[str], tokenizer) -> dict[str, dict]:
     """domain -> ids of its text, of the reference and of what is scored behind it."""
-    domains = [domain for domain in domains_of(corpus, []) if domain not in TUNED]
     ids = {domain: tokenizer.encode(held_out(corpus, domain)) for domain in domains}
     needed = TEXT + 2 * OTHER + 2
     for domain in domains:
@@ -138,20 +138,48 @@ def _kept(plain: list[dict], kept: list[dict]) -> dict:
     return {"verdict": verdict, "beyond_half": half, "cost": cost, "none_forgot": forgot, "forgot": interval(of(kept, "forgotten"))}
 
 
+def page(found: dict) -> str:
+    """The verdicts as tables; of fewer than two texts there are none."""
+    if not found:
+        return "Nothing is judged of fewer than two texts.\n"
+    spread = lambda of: f"{of['mean']:+.4f} [{of['from']:+.4f}, {of['to']:+.4f}]"  # noqa: E731
+    lines = [f"Nats per token over {found['texts']} texts, with 95% intervals.", "", "| arm | NLL | TFLOP |", "|---|---|---|"]
+    lines += [f"| {arm} | {found['nll'][arm]:.4f} | {found['tflop'][arm]:.2f} |" for arm in ARMS]
+    lines += ["", "| arm | gain over none | gain less half of memory's | verdict |", "|---|---|---|---|"]
+    lines.append(f"| memory | {spread(found['memory']['gain'])} | - | - |")
+    for arm in ("distilled", "distilled, 4th"):
+        v = found[arm]
+        lines.append(f"| {arm} | {spread(v['gain'])} | {spread(v['beyond_half'])} | {v['verdict']} |")
+    lines += ["", "| arm | none forgot | it forgot | less half of none's | cost on the text | verdict |", "|---|---|---|---|---|---|"]
+    for arm in ("keep", "keep, 4x"):
+        v = found[arm]
+        cells = [spread(v[name]) for name in ("none_forgot", "forgot", "beyond_half", "cost")]
+        lines.append(f"| {arm} | {' | '.join(cells)} | {v['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    arguments = corpus_parser_of(__doc__, "runs/distillation").parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    model, path = load(arguments.model), arguments.out / "results.json"
-    rows = read_json_or(path, {"rows": {}})["rows"]
+    given = corpus_parser_of(__doc__, "runs/distillation").parse_args()
+    with measuring("distillation", given):
+        rows = measure(given)
+    print_page(page(verdicts(rows)))
+
+
+def measure(given) -> dict[str, dict]:
+    domains, path = judged_domains(given.corpus, 2), given.out / "results.json"
     sizes = {"segment": SEGMENT, "text": TEXT, "memory": MEMORY, "other": OTHER}
-    for domain, text in texts(arguments.corpus, model.tokenizer).items():
+    facts = {"model": given.model, "sizes": sizes, "corpus": corpus_facts(given.corpus)}
+    rows = rows_before(path, facts) or {}
+    model = load(given.model)
+    for domain, text in texts(given.corpus, domains, model.tokenizer).items():
         for arm in ARMS:
             if arm in rows.setdefault(domain, {}):
                 continue
-            rows[domain][arm] = run(model, arm, text)
-            facts = {"model": arguments.model, "sizes": sizes, "corpus": corpus_facts(arguments.corpus)}
+            row = rows[domain][arm] = run(model, arm, text)
             write_json(path, {"environment": environment(), **facts, "rows": rows, "verdicts": verdicts(rows)})
-            print(domain, arm, rows[domain][arm], flush=True)
+            forgot = f"  forgot {row['forgotten']:+.4f}" if "forgotten" in row else ""
+            print(f"{domain:20} {arm:14} {row['nll']:.4f}{forgot}  {row['seconds']} s", flush=True)
+    return rows
 
 
 if __name__ == "__main__":

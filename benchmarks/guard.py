@@ -17,7 +17,6 @@ Rules, fixed before the runs:
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from pathlib import Path
@@ -26,23 +25,23 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import dynadapt  # noqa: E402
-from benchmarks.script import TUNED, corpus_parser_of, domains_of, judged, rows_before, usual_rate  # noqa: E402
+from benchmarks.printed import print_page  # noqa: E402
+from benchmarks.script import corpus_parser_of, judged, judged_domains, measuring, rows_before, shown, usual_rate  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
+from dynadapt.experiments.corpus_read import read_documents  # noqa: E402
 from dynadapt.runs.rundir import write_json  # noqa: E402
 
-TOKENS = 4097
+TOKENS, SPLICED = 4097, 4  # of a text; domains in a splice
 WORSE, BEHIND = 0.001, 0.005
 
 
 def held_out(corpus: Path, domain: str) -> str:
-    lines = (corpus / domain / "heldout.jsonl").read_text("utf-8").splitlines()
-    return "\n\n".join(json.loads(line)["text"] for line in lines)
+    return "\n\n".join(text for _, text in read_documents(corpus / domain / "heldout.jsonl"))
 
 
-def texts(corpus: Path, tokenizer) -> dict[str, str]:
+def texts(corpus: Path, domains: list[str], tokenizer) -> dict[str, str]:
     """name -> text of TOKENS tokens or a little more, which is cut when it is read."""
     found, rng = {}, random.Random(0)
-    domains = [domain for domain in domains_of(corpus, []) if domain not in TUNED]
     ids = {domain: tokenizer.encode(held_out(corpus, domain)) for domain in domains}
     for domain in domains:
         if len(ids[domain]) < 4 * TOKENS:
@@ -51,8 +50,8 @@ def texts(corpus: Path, tokenizer) -> dict[str, str]:
         for part, begin in (("first", 0), ("middle", middle), ("last", len(ids[domain]) - TOKENS)):
             found[f"{domain}, {part}"] = tokenizer.decode(ids[domain][begin : begin + TOKENS])
     for _ in range(3):
-        chosen = rng.sample(domains, 4)
-        middle = [ids[domain][3 * len(ids[domain]) // 4 :][: TOKENS // 4 + 1] for domain in chosen]
+        chosen = rng.sample(domains, SPLICED)
+        middle = [ids[domain][3 * len(ids[domain]) // 4 :][: TOKENS // SPLICED + 1] for domain in chosen]
         found[f"splice of {', '.join(chosen)}"] = tokenizer.decode([token for part in middle for token in part])
     words = sorted({word for domain in domains for word in found[f"{domain}, first"].split()})
     found["random words"] = " ".join(rng.choice(words) for _ in range(2 * TOKENS))
@@ -108,25 +107,44 @@ def verdicts(rows: list[dict]) -> dict:
     return found
 
 
+def page(found: dict) -> str:
+    """The verdicts as a table."""
+    lines = ["| claim | found | of | verdict |", "|---|---|---|---|"]
+    for claim, v in found.items():
+        if claim == "the bound":
+            said, of = f"at most {v['largest_over_the_bound']:+.4f} nats over it", f"{v['runs']} runs"
+        elif claim == "no rate to guess":
+            said, of = f"{shown(v, 4)} nats behind the best", f"{v['texts']} texts"
+        else:
+            said, of = f"at most {v['largest_excess']:+.4f} nats over static ({v['text']})", f"{v['texts']} texts"
+        lines.append(f"| {claim} | {said} | {of} | {v['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
-    parser = corpus_parser_of(__doc__, "runs/guard")
-    given = parser.parse_args()
+    given = corpus_parser_of(__doc__, "runs/guard").parse_args()
+    with measuring("guard", given):
+        rows = measure_all(given)
+    print_page(page(verdicts(rows)))
+    return 0
+
+
+def measure_all(given) -> list[dict]:
+    domains, file = judged_domains(given.corpus, SPLICED), given.out / "results.json"
     model = dynadapt.load(given.model)
-    given.out.mkdir(parents=True, exist_ok=True)
-    file = given.out / "results.json"
     rate, rates = rates_of(model.config)
     facts = {"model": given.model, "tokens": TOKENS, "rate": rate, "rates": rates}
-    rows = rows_before(file, facts)
-    for name, text in texts(given.corpus, model.tokenizer).items():
-        if name not in {row["text"] for row in rows}:
-            rows.append({"text": name, **measure(model, text, rate, rates)})
+    rows, found = rows_before(file, facts), texts(given.corpus, domains, model.tokenizer)
+    done = {row["text"] for row in rows}
+    for number, (name, text) in enumerate(found.items(), 1):
+        if name not in done:
+            print(f"{name} (text {number} of {len(found)})", flush=True)
+            row = {"text": name, **measure(model, text, rate, rates)}
+            rows.append(row)
             write_json(file, {**facts, "environment": environment(), "rows": rows, "verdicts": verdicts(rows)})
-            row = rows[-1]
-            print(
-                f"{name:50} static {row['guarded']['nll_static']:.4f}  guarded {row['guarded']['nll']:.4f}  rates {row['rates']['nll']:.4f}"
-            )
-    print(json.dumps(verdicts(rows), indent=1))
-    return 0
+            nll = (row["guarded"]["nll_static"], row["guarded"]["nll"], row["rates"]["nll"])
+            print("  static {:.4f}  guarded {:.4f}  rates {:.4f}".format(*nll), flush=True)
+    return rows
 
 
 if __name__ == "__main__":

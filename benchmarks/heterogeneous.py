@@ -14,7 +14,11 @@ from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # a source tree needs no installation
+
 import dynadapt
+from benchmarks.script import ended_by_a_line
 from dynadapt.adapt.optimizers import OPTIMIZERS, WITHOUT_STATISTICS
 from dynadapt.bench.quantiles import median_interval, quantiles
 from dynadapt.bench.side_by_side import check_out, write
@@ -27,14 +31,22 @@ def arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 36], help="of each stream (default: 4 8 16 36, mean 16)")
     parser.add_argument("--targets", nargs="+", default=["all"], help="of each stream in turn")
     parser.add_argument("--optimizers", nargs="+", default=["adam"], choices=WITHOUT_STATISTICS, help="of each stream in turn")
-    parser.add_argument("--segment", type=int, default=512)
+    parser.add_argument("--segment", type=int, default=512, help="tokens of a step (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bf16", "fp32"))
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=20, help="steps of each engine that are timed (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="results, as JSON")
     options = parser.parse_args(argv)
+    for name in ("segment", "rounds"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: give at least 1")
+    if min(options.ranks) < 1:
+        parser.error(f"--ranks {min(options.ranks)}: give at least 1")
     if sum(options.ranks) % len(options.ranks):
         parser.error(f"--ranks {options.ranks}: their mean is {sum(options.ranks) / len(options.ranks):g}, expected a whole number")
-    check_out(options.out)
+    try:
+        check_out(options.out)
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
@@ -87,8 +99,16 @@ def timed(contestants: dict, rows: list[torch.Tensor], rounds: int) -> dict[str,
 
 def main(argv=None) -> dict:
     options = arguments(argv)
+    with ended_by_a_line():
+        return measured(options, sys.argv[1:] if argv is None else argv)
+
+
+def measured(options, argv: list[str]) -> dict:
     model = dynadapt.load(options.model)
-    contestants = engines(model, options)
+    try:
+        contestants = engines(model, options)
+    except ValueError as error:  # of a setting that the model or an engine has not
+        raise SystemExit(" ".join(str(error).split())) from None
     seconds = timed(contestants, texts(model, len(options.ranks), options.segment, 4), options.rounds)
     rows = {}
     for name, engine in contestants.items():
@@ -103,7 +123,7 @@ def main(argv=None) -> dict:
     print(f"mixed / mean rank: {ratio['median']:.3f} ({low:.3f} .. {high:.3f})")
     result = {
         "benchmark": "heterogeneous",
-        "command": " ".join(["python benchmarks/heterogeneous.py", *(sys.argv[1:] if argv is None else argv)]),
+        "command": " ".join(["python benchmarks/heterogeneous.py", *argv]),
         "model": Path(options.model).name,
         "ranks": options.ranks,
         "targets": options.targets,

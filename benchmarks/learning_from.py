@@ -25,7 +25,6 @@ least MOST of six texts (the recipe's 7 of 9) at under MORE more FLOPs; both are
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -38,7 +37,8 @@ import torch  # noqa: E402
 from scipy.stats import t as student  # noqa: E402
 
 from benchmarks.guard import held_out  # noqa: E402
-from benchmarks.script import TUNED, by_text_and_arm, corpus_parser_of, domains_of, ids_digest, mean_error  # noqa: E402
+from benchmarks.printed import print_page  # noqa: E402
+from benchmarks.script import by_text_and_arm, corpus_parser_of, ids_digest, judged_domains, mean_error, measuring  # noqa: E402
 from dynadapt import Engine, Hypergradient, LoRA, SegmentMemory, Selection, load  # noqa: E402
 
 SEGMENT, TOKENS = 128, 6144
@@ -56,9 +56,9 @@ ARMS: dict[str, dict] = {
 }
 
 
-def texts(corpus: Path, tokenizer) -> dict[str, list[int]]:
+def texts(corpus: Path, domains: list[str], tokenizer) -> dict[str, list[int]]:
     """domain -> ids."""
-    found = {domain: tokenizer.encode(held_out(corpus, domain)) for domain in domains_of(corpus, []) if domain not in TUNED}
+    found = {domain: tokenizer.encode(held_out(corpus, domain)) for domain in domains}
     for domain, ids in found.items():
         if len(ids) <= TOKENS:
             raise SystemExit(f"{corpus}: {domain} holds out {len(ids)} tokens; {TOKENS + 1} are needed")
@@ -161,9 +161,17 @@ def page(results: dict) -> str:
 
 def main() -> int:
     given = corpus_parser_of(__doc__, "runs/learning-from").parse_args()
-    model = load(given.model)
-    found = texts(given.corpus, model.tokenizer)
-    results = by_text_and_arm(
+    with measuring("learning_from", given):
+        results = measure(given)
+        (given.out / "results.md").write_text(page(results))
+    print_page(page(results))
+    return 0
+
+
+def measure(given) -> dict:
+    domains, model = judged_domains(given.corpus, 2), load(given.model)
+    found = texts(given.corpus, domains, model.tokenizer)
+    return by_text_and_arm(
         given.out,
         {"model": given.model, "segment": SEGMENT},
         [
@@ -174,13 +182,9 @@ def main() -> int:
         lambda text, arm: score(model, arm, found[text]),
         verdicts,
         lambda row, arm: (
-            f"{row['text']:20} {arm:8} {row['arms'][arm]['nll']:.4f}  {row['arms'][arm]['passes']} of {row['segments']} segments  "
-            f"{row['arms'][arm]['seconds']} s"
+            f"{arm:13} {row['arms'][arm]['nll']:.4f}  {row['arms'][arm]['passes']} of {row['segments']} segments  {row['arms'][arm]['seconds']} s"
         ),
     )
-    (given.out / "results.md").write_text(page(results))
-    print(json.dumps(results["verdicts"], indent=1))
-    return 0
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.printed import print_page  # noqa: E402
 from benchmarks.script import (  # noqa: E402
     CONFIRMED,
     OPEN,
@@ -48,8 +49,10 @@ from benchmarks.script import (  # noqa: E402
     corpus_parser_of,
     documents_file,
     domains_of,
-    going_on,
     judged,
+    judged_domains,
+    measuring,
+    power_shown,
     shown,
     write_results,
 )
@@ -136,12 +139,13 @@ def page(results: dict) -> str:
     lines += ["", "| what | beside | is worth, nats per token | seen with 80% |", "|---|---|---|---|"]
     for row in v["worth"]:
         span = shown(row)
-        lines.append(f"| {row['level']} | {row['beside']} | {span} | {row['seen_with_80%']:.3f} |")
+        lines.append(f"| {row['level']} | {row['beside']} | {span} | {power_shown(row)} |")
     n = v["nats"]
+    span = "no interval" if n["low"] is None else f"95% interval {n['low']:+.4f} to {n['high']:+.4f}"
     lines += [
         "",
-        f"All three beside the best pair ({v['best_pair']}): better by {n['mean']:+.4f} nats a token, 95% interval {n['low']:+.4f} to "
-        f"{n['high']:+.4f} (seen with 80%: {n['seen_with_80%']:.4f}): by {MARGIN} {n['verdict']}. FLOPs {v['flops']['ratio']:.2f} times the pair's, at "
+        f"All three beside the best pair ({v['best_pair']}): better by {n['mean']:+.4f} nats a token, {span} "
+        f"(seen with 80%: {power_shown(n, 4)}): by {MARGIN} {n['verdict']}. FLOPs {v['flops']['ratio']:.2f} times the pair's, at "
         f"most {COST}: {v['flops']['verdict']}. Together: {v['verdict']}.",
         "",
         "Rates: " + "; ".join(f"{level} {r['rate']:g}{' (the end of the grid)' if r['end'] else ''}" for level, r in results["rates"].items()) + ".",
@@ -151,19 +155,20 @@ def page(results: dict) -> str:
 
 def main() -> int:
     given = corpus_parser_of(__doc__, "runs/levels").parse_args()
-    with going_on(given.out):
+    with measuring("levels", given):
         measure(given)
-    print((given.out / "results.md").read_text())
+    print_page((given.out / "results.md").read_text("utf-8"))
     return 0
 
 
 def measure(given) -> None:
     import dynadapt
 
-    model = dynadapt.load(given.model)
+    judged_domains(given.corpus)
+    domains, model = domains_of(given.corpus, list(TUNED)), dynadapt.load(given.model)
     files = {
         domain: documents_file(given.corpus, domain, model.tokenizer, given.out / "texts" / f"{domain}.jsonl", DOCUMENTS, TOKENS)
-        for domain in domains_of(given.corpus, list(TUNED))
+        for domain in domains
     }
     for domain, file in files.items():
         there = len(file.read_text("utf-8").splitlines())

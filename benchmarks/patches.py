@@ -27,11 +27,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.guard import held_out  # noqa: E402
-from benchmarks.script import corpus_facts, corpus_parser_of, domains_of  # noqa: E402
+from benchmarks.printed import print_page  # noqa: E402
+from benchmarks.script import corpus_facts, corpus_parser_of, domains_of, measuring, rows_before  # noqa: E402
 from dynadapt import Adam, Engine, Full, LoRA, load  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.patches import PatchSender, apply_patch  # noqa: E402
-from dynadapt.runs.whole_files import read_json_or, write_json  # noqa: E402
+from dynadapt.runs.whole_files import write_json  # noqa: E402
 
 DOMAIN, SEGMENT, UPDATES, TIMES = "debian-handbook", 256, 8, 50
 ARMS = {
@@ -87,21 +88,40 @@ def run(model, arm: str, ids: list[int]) -> dict:
     return found
 
 
+def page(arms: dict[str, dict]) -> str:
+    """A row an arm."""
+    lines = ["| arm | times fewer bytes, median | least to most | every bit | verdict |", "|---|---|---|---|---|"]
+    for arm, found in arms.items():
+        times = found["times_fewer"]
+        spread = f"{times['least']:.1f} to {times['most']:.1f}"
+        lines.append(
+            f"| {arm} | {times['median']:.1f} | {spread} | {'yes' if found['every_bit'] else 'no'} | {found.get('verdict', '-')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    arguments = corpus_parser_of(__doc__, "runs/patches").parse_args()
-    domains_of(arguments.corpus, [DOMAIN])
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "patches.json"
-    said = {"model": arguments.model, "domain": DOMAIN, "segment": SEGMENT, "updates": UPDATES, "corpus": corpus_facts(arguments.corpus)}
-    results = read_json_or(path, {"arms": {}})
-    model = load(arguments.model)
-    ids = model.tokenizer.encode(held_out(arguments.corpus, DOMAIN))[: SEGMENT * UPDATES + 1]
-    for arm in ARMS:
-        if arm not in results["arms"]:
-            arms = {**results["arms"], arm: run(model, arm, ids)}
-            results = {"environment": environment(), **said, "arms": arms}
-            write_json(path, results)
-            print(arm, results["arms"][arm]["times_fewer"], results["arms"][arm]["every_bit"], flush=True)
+    given = corpus_parser_of(__doc__, "runs/patches").parse_args()
+    with measuring("patches", given):
+        arms = measure(given)
+    print_page(page(arms))
+
+
+def measure(given) -> dict[str, dict]:
+    domains_of(given.corpus, [DOMAIN])
+    path, needed = given.out / "patches.json", SEGMENT * UPDATES + 1
+    said = {"model": given.model, "domain": DOMAIN, "segment": SEGMENT, "updates": UPDATES, "corpus": corpus_facts(given.corpus)}
+    arms = dict(rows_before(path, said, "arms"))
+    model = load(given.model)
+    ids = model.tokenizer.encode(held_out(given.corpus, DOMAIN))[:needed]
+    if len(ids) < needed:
+        raise SystemExit(f"{given.corpus}: {DOMAIN} holds out {len(ids)} tokens; {needed} are needed")
+    for number, arm in enumerate(ARMS, 1):
+        if arm not in arms:
+            print(f"{arm} (arm {number} of {len(ARMS)}, {UPDATES} updates)", flush=True)
+            arms[arm] = run(model, arm, ids)
+            write_json(path, {"environment": environment(), **said, "arms": arms})
+    return arms
 
 
 if __name__ == "__main__":

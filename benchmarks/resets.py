@@ -36,7 +36,6 @@ some half an hour (not run yet). The long design and its rule were fixed before 
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import sys
@@ -51,7 +50,8 @@ import torch  # noqa: E402
 from scipy.stats import t as student  # noqa: E402
 
 from benchmarks.guard import held_out  # noqa: E402
-from benchmarks.script import TUNED, by_text_and_arm, corpus_parser_of, domains_of, ids_digest, mean_error, usual_rate  # noqa: E402
+from benchmarks.printed import print_page  # noqa: E402
+from benchmarks.script import by_text_and_arm, corpus_parser_of, ids_digest, judged_domains, mean_error, measuring, usual_rate  # noqa: E402
 from dynadapt import Adam, Alarm, Engine, LoRA, SegmentMemory, load  # noqa: E402
 
 KINDS = ("held out", "shuffled", "words")
@@ -90,10 +90,9 @@ BESIDE_LOWER = {"the alarm's part": "slower", "a reset at the lower rate": "lowe
 DETECTING = ["auto", "full", "recipe"]  # half, ring and slower have full's first alarm
 
 
-def texts(corpus: Path, tokenizer, design: Design) -> dict[str, tuple[list[int], list[int]]]:
+def texts(corpus: Path, domains: list[str], tokenizer, design: Design) -> dict[str, tuple[list[int], list[int]]]:
     """name -> (ids, where its domain changes). Where the tokenizer begins texts with a token of its own, it stands in place of a text's first."""
     begins = list(getattr(tokenizer, "begins", ()))
-    domains = [domain for domain in domains_of(corpus, []) if domain not in TUNED]
     ids = {domain: tokenizer.encode(held_out(corpus, domain)) for domain in domains}
     found = {f"splice {i + 1}: {', '.join(pieces)}": spliced(pieces, begins) for i, pieces in enumerate(pieces_of(ids, design))}
     for domain in domains:
@@ -107,7 +106,7 @@ def pieces_of(ids: dict[str, list[int]], design: Design) -> list[dict[str, list[
     """For each spliced text its pieces by domain, in order. No two texts share a piece, nor has one what is in a stationary text that is held out.
 
     Raises:
-        SystemExit: a domain has too few tokens.
+        SystemExit: a domain has too few tokens, or too few domains have a text's piece.
     """
     count = {domain: (len(own) - design.run) // design.part for domain, own in ids.items()}
     needed = 1 if design.parts is None else design.texts
@@ -117,6 +116,10 @@ def pieces_of(ids: dict[str, list[int]], design: Design) -> list[dict[str, list[
     rng, found = random.Random(0), []
     for i in range(design.texts):
         there = [domain for domain in ids if i < count[domain]]
+        if len(there) < max(2, design.parts or 0):
+            raise SystemExit(
+                f"{len(there)} domains hold out {(i + 1) * design.part + design.run} tokens; {max(2, design.parts or 0)} are needed"
+            )
         chosen = rng.sample(there, design.parts or len(there))
         found.append({domain: ids[domain][i * design.part : (i + 1) * design.part] for domain in chosen})
     return found
@@ -248,8 +251,17 @@ def main() -> int:
     parser = corpus_parser_of(__doc__, "runs/resets")
     parser.add_argument("--design", choices=list(DESIGNS), default="short", help="(default: %(default)s)")
     given = parser.parse_args()
-    design, model = DESIGNS[given.design], load(given.model)
-    found = texts(given.corpus, model.tokenizer, design)
+    with measuring("resets", given, "design"):
+        results = measure(given)
+        (given.out / "results.md").write_text(page(results))
+    print_page(page(results))
+    return 0
+
+
+def measure(given) -> dict:
+    design = DESIGNS[given.design]
+    domains, model = judged_domains(given.corpus, design.parts or 2), load(given.model)
+    found = texts(given.corpus, domains, model.tokenizer, design)
     heads = [
         {
             "text": name,
@@ -261,18 +273,15 @@ def main() -> int:
         }
         for name, (ids, splices) in found.items()
     ]
-    results = by_text_and_arm(
+    return by_text_and_arm(
         given.out,
         {"model": given.model, "segment": design.segment, "part": design.part, "parts": design.parts, "run": design.run},
         heads,
         lambda row: [arm for arm in ARMS if arm != design.without] if row["splices"] else DETECTING,
         lambda text, arm: score(model, arm, *found[text], design.segment),
         verdicts,
-        lambda row, arm: f"{row['text']:60} {arm:12} {row['arms'][arm]['nll']:.4f}  {len(row['arms'][arm]['resets'])} resets",
+        lambda row, arm: f"{arm:12} {row['arms'][arm]['nll']:.4f}  {len(row['arms'][arm]['resets'])} resets",
     )
-    (given.out / "results.md").write_text(page(results))
-    print(json.dumps(results["verdicts"], indent=1))
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a source tree needs no installation
 
+from benchmarks.script import ended_by_a_line
+from dynadapt.bench.side_by_side import check_out
 from dynadapt.model.geometries import GEOMETRIES
-from dynadapt.runs.rundir import write_json
+from dynadapt.runs.rundir import read_json, write_json
 
 NATIVE = ROOT / "benchmarks" / "schedule_cpp"
 MODELS = {"smollm2-135m": "SmolLM2-135M", "llama-3.2-1b": "Llama-3.2-1B"}
@@ -78,7 +81,11 @@ def simulate(program: Path, model: str, streams: int, segment: int, threads: int
     sizes = dict(vocabulary=c.vocab_size, hidden=c.hidden_size, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, ffn=c.ffn_size)
     options = {**sizes, "layers": layers or c.layers, "rank": RANK, "bf16": int(dtype == "bf16"), "streams": streams, "segment": segment}
     words = [f"{name}={value}" for name, value in {**options, "threads": threads, **RATES, **COSTS}.items()]
-    done = subprocess.run([program, *words], capture_output=True, text=True, check=True)
+    done = subprocess.run([program, *words], capture_output=True, text=True)
+    if done.returncode == -signal.SIGILL:
+        raise SystemExit("--isa: this machine can't run these instructions; give another")
+    if done.returncode:
+        raise SystemExit(f"the simulation of {model}, {streams} x {segment}, ended with status {done.returncode}: {done.stderr[-1000:]}")
     kernels = {}
     for line in done.stdout.splitlines():
         name, numbers = line.split("\t")
@@ -141,21 +148,39 @@ def chart(results: dict, width: int = 50) -> str:
 
 
 def main() -> None:
-    from dynadapt.common.environment import environment
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", type=Path, default=ROOT / "csrc", help="csrc of the checkout that is looked at (default: this one)")
     parser.add_argument("--isa", choices=ISAS, default="avx512_bf16", help="this machine has to run it (default: %(default)s)")
     parser.add_argument("--before", type=Path, help="a file of this script: its steps stand beside the new ones")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="results, as JSON")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        steps = measure(build(Path(folder), options.isa, options.sources))
-    results = {"benchmark": "schedule", "isa": options.isa, "dtype": "bf16", "rank": RANK, "rates": RATES, "costs": COSTS, "steps": steps}
-    if options.before:
-        import json
+    if not (options.sources / "cpu" / "kernels").is_dir():
+        parser.error(f"--sources {options.sources}: no csrc of a checkout (it has no cpu/kernels)")
+    try:
+        check_out(options.out)
+    except ValueError as error:
+        parser.error(str(error))
+    with ended_by_a_line():
+        before = steps_before(options.before) if options.before else None
+        print("compiling the kernels (minutes)", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            steps = measure(build(Path(folder), options.isa, options.sources))
+        write_and_print(options, steps, before)
 
-        results["before"] = json.loads(options.before.read_text())["steps"]
+
+def steps_before(file: Path) -> list[dict]:
+    content = read_json(file)
+    if not isinstance(content, dict) or content.get("benchmark") != "schedule":
+        raise SystemExit(f"--before {file}: no results of this script")
+    return content["steps"]
+
+
+def write_and_print(options, steps: list[dict], before: list[dict] | None) -> None:
+    from dynadapt.common.environment import environment
+
+    results = {"benchmark": "schedule", "isa": options.isa, "dtype": "bf16", "rank": RANK, "rates": RATES, "costs": COSTS, "steps": steps}
+    if before is not None:
+        results["before"] = before
     write_json(options.out, {**results, "environment": environment()})
     print(table(results), chart(results), sep="\n")
 

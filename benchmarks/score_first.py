@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.reweighting_data import small_vocabulary  # noqa: E402
-from benchmarks.script import corpus_facts, domains_of, parser_of, rows_before  # noqa: E402
+from benchmarks.script import corpus_facts, domains_of, measuring, parser_of, rows_before  # noqa: E402
 from dynadapt import Adam, AdamW, Engine, Full, Overlap, SegmentMemory, load  # noqa: E402
 from dynadapt.common.environment import environment  # noqa: E402
 from dynadapt.engine.presets import score_first  # noqa: E402
@@ -157,8 +157,14 @@ def main() -> int:
     parser = parser_of(__doc__, "runs/score-first")
     parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
     given = parser.parse_args()
+    with measuring("score_first", given):
+        results = measure(given)
+    print(json.dumps(results, indent=1))
+    return 0
+
+
+def measure(given) -> dict:
     domains = domains_of(given.corpus, [])
-    given.out.mkdir(parents=True, exist_ok=True)
     model, tokenizer, facts = trained(given.corpus, domains, given.out)
     texts = documents(given.corpus, domains, tokenizer)
     file = given.out / "results.json"
@@ -178,8 +184,7 @@ def main() -> int:
             results = {name("both", rate).removeprefix("both, "): compared(rows, rate) for rate in (None, *RATES)}
             write_json(file, {"environment": environment(), **setup, "planned_documents": len(texts), "rows": rows, "results": results})
             print(document.name, {arm: round(run["bits_per_byte"], 4) for arm, run in arms.items()}, flush=True)
-    print(json.dumps(read_json(file)["results"], indent=1))
-    return 0
+    return read_json(file)["results"]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ exactly a domain's loss is known, and of the rows' falls over one tenth and over
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
+from benchmarks.printed import print_page  # noqa: E402
 from benchmarks.reweighting_data import small_vocabulary, subset  # noqa: E402
-from benchmarks.script import corpus_facts, going_on, parser_of, write_results  # noqa: E402
+from benchmarks.script import corpus_facts, measuring, parser_of, refuse_below, write_results  # noqa: E402
 from dynadapt.experiments.reweight import ReweightConfig, ReweightOptions, run  # noqa: E402
 
 RATES = (7e-4, 1e-3, 1.5e-3, 2e-3, 3e-3, 5e-3, 1e-2)
@@ -57,19 +59,29 @@ def page(results: dict) -> str:
 def main() -> int:
     parser = parser_of(__doc__, "runs/scratch-rates")
     parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates, a run each (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=STEPS, help="of each run (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=ROWS, help="of a step, 128 tokens each (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=WARMUP, help="steps over which the rate rises (default: %(default)s)")
     parser.add_argument("--share", type=float, default=SHARE, help="of the corpus' training text (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and drawn rows (default: %(default)s)")
     given = parser.parse_args()
-    with going_on(given.out):
-        measure(given)
+    refuse_below(parser, given, 1, "steps", "rows")
+    refuse_below(parser, given, 0, "warmup", "seed")
+    for rate in given.rates:
+        if not 0 < rate < math.inf:
+            parser.error(f"--rates {rate:g}: give numbers above 0")
+    if not 0 < given.share <= 1:
+        parser.error(f"--share {given.share:g}: give a number above 0, up to 1")
+    with measuring("scratch_rates", given, "steps", "rows", "warmup", "share", "seed"):
+        results = measure(given)
+        write_results(given.out, results, page(results))
+    print_page(page(results))
     return 0
 
 
-def measure(given) -> None:
+def measure(given) -> dict:
+    print(f"texts and a vocabulary of {VOCABULARY:,} of {given.corpus}", flush=True)
     domains = subset(given.corpus, given.out / "texts", given.share)
     model = small_vocabulary(domains, given.out / "vocabulary", VOCABULARY)
     rows = []
@@ -89,15 +101,13 @@ def measure(given) -> None:
         "steps": given.steps, "rows": given.rows, "warmup": given.warmup, "segment": 128, "scratch": "4x128", "seed": given.seed,
         "vocabulary": VOCABULARY, "share": given.share,
     }  # fmt: skip
-    results = {
+    return {
         "settings": settings,
         "corpus": corpus_facts(given.corpus),
         "rates": rows,
         "best": best,
         "spreads": spreads(given.out / f"rate-{best:g}"),
     }
-    write_results(given.out, results, page(results))
-    print(page(results))
 
 
 if __name__ == "__main__":

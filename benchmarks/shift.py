@@ -29,17 +29,18 @@ sys.path[:0] = [str(ROOT)]
 
 from scipy.stats import rankdata  # noqa: E402
 
-from benchmarks.script import TUNED, corpus_facts, corpus_parser_of, documents_file, domains_of, going_on, write_results  # noqa: E402
+from benchmarks.printed import print_page  # noqa: E402
+from benchmarks.script import cell, corpus_facts, corpus_parser_of, documents_file, judged_domains, measuring, refuse_below, write_results  # noqa: E402
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
-from dynadapt.experiments.dyneval import RunOptions, run  # noqa: E402
 
 DOCUMENTS, TOKENS, SEGMENT = 48, 1537, 256
 DRAWS, LEVEL = 9999, 0.05
+LEAST = 3  # documents of a domain, to be ranked
 
 
 def scores_of(folder: Path, config: EvalConfig, model) -> list[dict]:
     """[documents] of {"whole", "first", "second": (nats, bytes) of all scored tokens and of each half}."""
-    run(config, folder, RunOptions(resume=True, scores=True, checkpoint=0), model=model)
+    cell(folder, config, model, checkpoint=0)
     rows = np.load(folder / "scores.npy")
     found = []
     texts = [json.loads(line)["text"] for line in Path(config.text[0]).read_text("utf-8").splitlines()]
@@ -141,38 +142,50 @@ def main() -> int:
     parser = corpus_parser_of(__doc__, "runs/shift")
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help="of each domain (default: %(default)s)")
     given = parser.parse_args()
+    refuse_below(parser, given, LEAST, "documents")
+    with measuring("shift", given, "documents"):
+        results = measure(given)
+        write_results(given.out, results, page(results))
+    print_page(page(results))
+    return 0
+
+
+def measure(given) -> dict:
     import dynadapt
 
-    model, found = dynadapt.load(given.model), {}
-    for domain in (d for d in domains_of(given.corpus, []) if d not in TUNED):
-        file = documents_file(given.corpus, domain, model.tokenizer, given.out / "texts" / f"{domain}.jsonl", given.documents, TOKENS)
+    domains, model = judged_domains(given.corpus), dynadapt.load(given.model)
+    texts = {
+        domain: documents_file(given.corpus, domain, model.tokenizer, given.out / "texts" / f"{domain}.jsonl", given.documents, TOKENS)
+        for domain in domains
+    }
+    for domain, file in texts.items():
+        there = len(file.read_text("utf-8").splitlines())
+        if there < LEAST:
+            raise SystemExit(f"{given.corpus}: {domain} has {there} documents of {TOKENS} tokens; {LEAST} are needed")
+    found: dict[str, dict] = {}
+    for domain, file in texts.items():
         found[domain] = {}
         for arm, adapt in (("static", "none"), ("lora", "lora")):
             config = EvalConfig(model=given.model, text=(str(file),), adapt=adapt, segment=SEGMENT, memory=0, reset="document", streams=4)
-            with going_on(given.out):
-                found[domain][arm] = scores_of(given.out / "cells" / domain / arm, config, model)
-        mean = lambda arm: float(np.mean([bits(s["whole"]) for s in found[domain][arm]]))  # noqa: B023, E731
-        print(
-            f"{domain:20} {len(found[domain]['static'])} documents  static {mean('static'):.4f}  LoRA {mean('lora'):.4f} bits per byte",
-            flush=True,
-        )
-    domains = {
-        name: {
-            "documents": len(d["static"]),
-            "static": float(np.mean([bits(s["whole"]) for s in d["static"]])),
-            "gain": float(np.mean([bits(s["whole"]) - bits(o["whole"]) for s, o in zip(d["static"], d["lora"])])),
-        }
-        for name, d in found.items()
-    }
-    results = {
+            found[domain][arm] = scores_of(given.out / "cells" / domain / arm, config, model)
+        row = of_domain(found[domain])
+        both = f"static {row['static']:.4f}  LoRA {row['static'] - row['gain']:.4f} bits per byte"
+        print(f"{domain:20} {row['documents']} documents  {both}", flush=True)
+    return {
         "settings": {"model": given.model, "tokens": TOKENS - 1, "segment": SEGMENT},
         "corpus": corpus_facts(given.corpus),
-        "domains": domains,
+        "domains": {name: of_domain(own) for name, own in found.items()},
         "verdict": judged(found),
     }
-    write_results(given.out, results, page(results))
-    print(page(results))
-    return 0
+
+
+def of_domain(own: dict[str, list[dict]]) -> dict:
+    """Its documents, their mean bits per byte under the static model, and their mean gain."""
+    return {
+        "documents": len(own["static"]),
+        "static": float(np.mean([bits(s["whole"]) for s in own["static"]])),
+        "gain": float(np.mean([bits(s["whole"]) - bits(o["whole"]) for s, o in zip(own["static"], own["lora"])])),
+    }
 
 
 if __name__ == "__main__":
