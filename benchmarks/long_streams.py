@@ -34,7 +34,7 @@ import argparse
 import hashlib
 import random
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,68 +44,28 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 from flops.evidence import Scored, masked_per_token, read_scored  # noqa: E402
 
-from benchmarks.script import (
-    OPEN,
+from benchmarks.long_streams_page import draw, drawable, page  # noqa: E402
+from benchmarks.long_streams_rules import ARMS, BLOCK, TOKENS, Arm, in_common, verdicts  # noqa: E402, F401  (BLOCK: of tests)
+from benchmarks.printed import print_page  # noqa: E402
+from benchmarks.script import (  # noqa: E402
     TUNED,
     cell,
     corpus_facts,
     corpus_parser_of,
     domains_of,
-    going_on,
-    judged,
     made_once,
-    power_shown,
-    shown,
+    measuring,
+    refuse_below,
     text_once,
     write_results,
-)  # noqa: E402
+)
 from dynadapt.experiments.config import EvalConfig  # noqa: E402
 from dynadapt.experiments.corpus_read import read_documents  # noqa: E402
 
-TOKENS, LONGER, TUNING = 65537, 131073, 8193  # of a text; the first is not scored
-LENGTHS = (4096, 16384, 65536)
-MARGIN, BLOCK, END = 0.01, 8192, 16384
+LONGER, TUNING = 131073, 8193  # tokens of a text; the first is not scored
 AFTER = "apertus dots1 ernie4_5 gemma3n gemma4 glm5_next gpt_oss lfm2 lfm3 ministral3 olmo3 qwen3_5 qwen3_next smollm3".split()
+CODE, LOG = "code after the model", "generated log"  # texts beside those of the corpus
 RATES = {"lora": (5e-4, 1e-3, 2e-3, 4e-3), "full": (2.5e-5, 5e-5, 1e-4, 2e-4)}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way of reading; online ones take the rate that was best with or without memory."""
-
-    name: str
-    title: str
-    adapt: str = "none"
-    segment: int = 512
-    memory: int = 0
-    longer: bool = False  # reads LONGER in place of TOKENS
-
-    @property
-    def online(self) -> bool:
-        return self.adapt != "none"
-
-
-ARMS = (  # what decides most first: a run that is stopped has whole claims
-    Arm("static-512", "static, 512"),
-    Arm("lora-512", "LoRA, 512", "lora"),
-    Arm("static-2048", "static, 2,048", segment=2048),
-    Arm("static-memory-512", "static, memory 512", memory=512, longer=True),
-    Arm("static-memory-1536", "static, memory 1,536", memory=1536),
-    Arm("lora-memory-512", "LoRA, memory 512", "lora", memory=512, longer=True),
-    Arm("full-512", "full, 512", "full"),
-    Arm("full-memory-512", "full, memory 512", "full", memory=512),
-    Arm("lora-memory-1536", "LoRA, memory 1,536", "lora", memory=1536),
-    Arm("static-memory-3584", "static, memory 3,584", memory=3584),
-    Arm("static-4096", "static, 4,096", segment=4096),
-    Arm("static-8192", "static, 8,192", segment=8192),
-    Arm("static-memory-6144", "static, memory 6,144", memory=6144),
-    Arm("static-memory-7676", "static, memory 7,676", memory=7676),  # with the sinks and a segment all of SmolLM2's positions
-    Arm("lora-memory-3584", "LoRA, memory 3,584", "lora", memory=3584),
-)
-CLAIM5 = (("lora-512", "static-2048"), ("lora-512", "static-memory-1536"), ("lora-memory-512", "static-memory-1536"))
-CLAIM4 = (("lora-512", "full-512"), ("lora-memory-512", "full-memory-512"))
-LEARNING = (("lora-512", "static-512"), ("full-512", "static-512"), ("lora-memory-512", "static-memory-512"),
-            ("full-memory-512", "static-memory-512"), ("lora-memory-1536", "static-memory-1536"), ("lora-memory-3584", "static-memory-3584"))  # fmt: skip
 
 
 # ---- texts
@@ -118,11 +78,20 @@ def of_domain(corpus: Path, domain: str) -> str:
 
 
 def after_the_model() -> str:
-    """Model code of transformers for families published after SmolLM2 (November 2024)."""
-    import transformers
+    """Model code of transformers for families published after SmolLM2 (November 2024).
+
+    Raises:
+        SystemExit: transformers is not installed, or has none of them.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise SystemExit(f"the text {CODE!r} needs transformers: pip install transformers (or leave it out by --texts)") from None
 
     root = Path(transformers.__file__).parent / "models"
     files = [path for family in AFTER for path in sorted((root / family).glob("*.py")) if path.name != "__init__.py"]
+    if not files:
+        raise SystemExit(f"the text {CODE!r} needs transformers 5; {transformers.__version__} has none of its families")
     return "\n\n".join(path.read_text("utf-8") for path in files)
 
 
@@ -154,14 +123,22 @@ def generated_log(lines: int = 6000, seed: int = 0) -> str:
     return "\n".join(found) + "\n"
 
 
-def texts_of(corpus: Path, out: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """({name: file} of the texts that are judged, and of those that choose the rates)."""
-    files = {
-        name: text_once(out / "texts" / f"{name}.txt", of_domain(corpus, name), corpus / name) for name in domains_of(corpus, list(TUNED))
-    }
-    for name, make in {"code after the model": after_the_model, "generated log": generated_log}.items():
+def texts_of(corpus: Path, out: Path, wanted: list[str] | None = None) -> tuple[dict[str, Path], dict[str, Path]]:
+    """({name: file} of the texts that are judged, all or those ``wanted``, and of those that choose the rates).
+
+    Raises:
+        SystemExit: there is none of a name that is wanted.
+    """
+    domains, made = domains_of(corpus, list(TUNED)), {CODE: after_the_model, LOG: generated_log}
+    there = [*(name for name in domains if name not in TUNED), *made]
+    unknown = [name for name in wanted or () if name not in there]
+    if unknown:
+        raise SystemExit(f"--texts {unknown[0]!r}: there are {', '.join(there)}")
+    chosen = {*(wanted or there), *TUNED}
+    files = {name: text_once(out / "texts" / f"{name}.txt", of_domain(corpus, name), corpus / name) for name in domains if name in chosen}
+    for name, make in ((name, make) for name, make in made.items() if name in chosen):
         files[name] = made_once(out / "texts" / f"{name.replace(' ', '-')}.txt", lambda whole, make=make: whole.write_text(make(), "utf-8"))
-    return {n: f for n, f in files.items() if n not in TUNED}, {n: f for n, f in files.items() if n in TUNED}
+    return {n: files[n] for n in wanted or there}, {n: f for n, f in files.items() if n in TUNED}
 
 
 # ---- runs
@@ -205,163 +182,31 @@ def kind(arm: Arm) -> str:
     return arm.adapt + (", memory" if arm.memory else "")
 
 
-def in_common(cells: dict[str, dict[str, Scored]], arms: tuple[str, ...] = ()) -> dict[str, dict[str, Scored]]:
-    """Of each text the arms (all that it has), cut to the tokens that all of these scored; costs are those of the whole."""
-    chosen = {text: {arm: found[arm] for arm in arms or found} for text, found in cells.items()}
-    ends = {text: min((len(scored.nll) for scored in found.values()), default=0) for text, found in chosen.items()}
-    return {text: {arm: replace(s, nll=s.nll[: ends[text]]) for arm, s in found.items()} for text, found in chosen.items()}
-
-
-# ---- verdicts
-
-
-def verdicts(cells: dict[str, dict[str, Scored]], flops: dict[str, float]) -> dict:
-    """By the rules above, of the arms that all texts have; cells: {text: {arm: scores}}."""
-    there = [arm for arm in ARMS if all(arm.name in found for found in cells.values())]
-    names = [arm.name for arm in there]
-    longer, cells = cells, in_common(cells)
-    ends = lambda n: min(n, min(len(s.nll) for found in cells.values() for s in found.values()))  # noqa: E731
-    mean = lambda text, arm, a, b: float(cells[text][arm].nll[a:b].mean())  # noqa: E731
-    less = lambda a, b, n: [mean(t, a, 0, n) - mean(t, b, 0, n) for t in cells]  # noqa: E731
-    found: dict = {"5": [], "4": [], "3b": [], "growth": [], "kept": []}
-    for a, b in CLAIM5:
-        for n in dict.fromkeys(map(ends, LENGTHS)) if {a, b} <= set(names) else ():
-            found["5"].append({"online": a, "static": b, "tokens": n, **judged(less(a, b, n), MARGIN), "flops_ratio": flops[a] / flops[b]})
-    for a, b in CLAIM4:
-        for n in dict.fromkeys(map(ends, (32768, 65536))) if {a, b} <= set(names) else ():
-            found["4"].append({"lora": a, "full": b, "tokens": n, **judged(less(a, b, n), 0.0, below=False)})
-    static = [arm.name for arm in there if not arm.online]
-    for arm in there if "static-8192" in names else ():
-        cheaper = [name for name in static if arm.online and flops[name] <= flops[arm.name] * (1 + 1e-9)]
-        if cheaper:
-            best = [min(cells[t][name].mean for name in cheaper) for t in cells]
-            rows = [cells[t][arm.name].mean - b for t, b in zip(cells, best)]
-            found["3b"].append({"online": arm.name, "flops_per_token": flops[arm.name], "against": cheaper, **judged(rows)})
-    for a, b in LEARNING:
-        if {a, b} <= set(names):
-            gains = {text: pair[b].nll - pair[a].nll for text, pair in in_common(longer, (a, b)).items()}  # [N] each
-            last = min(len(gain) for gain in gains.values())
-            mean_of = lambda gain, begin, end: float(gain[begin:end].mean())  # noqa: E731
-            rows = [mean_of(gain, max(0, last - END), last) - mean_of(gain, 0, min(END, last)) for gain in gains.values()]
-            blocks = {text: [mean_of(gain, i, i + BLOCK) for i in range(0, last - BLOCK + 1, BLOCK)] for text, gain in gains.items()}
-            later = [mean_of(gain, last - END, last) - mean_of(gain, END, 2 * END) for gain in gains.values()] if last >= 3 * END else None
-            found["growth"].append(
-                {
-                    "online": a,
-                    "static": b,
-                    "tokens": last,
-                    **judged(rows, below=False),
-                    "gain_by_block": blocks,
-                    "behind_the_first": later and judged(later, below=False),
-                }
-            )
-            if last > TOKENS:
-                halves = [mean_of(gain, last // 2, last) - mean_of(gain, 0, last // 2) for gain in gains.values()]
-                found["kept"].append({"online": a, "static": b, "tokens": last, **judged(halves, -MARGIN, below=False)})
-    whole = {row["verdict"] for row in found["3b"]}
-    return {**found, "3b_of_all": whole.pop() if len(whole) == 1 else OPEN}
-
-
-def page(results: dict) -> str:
-    """results.json as markdown."""
-    d = lambda r: f"{shown(r)} | {power_shown(r)} | {r['verdict']}"  # noqa: E731
-    v, rates = results["verdicts"], results["rates"]
-    lines = ["| " + " | ".join(["NLL", "GFLOP per token", *results["texts"]]) + " |", "|---" * (2 + len(results["texts"])) + "|"]
-    lines += [
-        f"| {row['title']} | {row['flops_per_token'] / 1e9:.3f} | "
-        + " | ".join("" if n is None else f"{n:.3f}" for n in row["nll"].values())
-        + " |"
-        for row in results["arms"]
-    ]
-    tables = (
-        ("5", "online less static | tokens | FLOPs of online over static", lambda r: f"{r['online']} less {r['static']} | {r['tokens']:,} | {r['flops_ratio']:.2f}"),
-        ("4", "LoRA less full | tokens", lambda r: f"{r['lora']} less {r['full']} | {r['tokens']:,}"),
-        ("3b", "online arm | GFLOP per token", lambda r: f"{r['online']} | {r['flops_per_token'] / 1e9:.3f}"),
-        ("growth", "gain, last less first 16,384 tokens | of tokens", lambda r: f"{r['online']} over {r['static']} | {r['tokens']:,}"),
-        ("behind", "gain, last less second 16,384 tokens | of tokens", lambda r: f"{r['online']} over {r['static']} | {r['tokens']:,}"),
-        ("kept", "gain, second less first half | of tokens", lambda r: f"{r['online']} over {r['static']} | {r['tokens']:,}"),
-    )  # fmt: skip
-    v = {**v, "behind": [{**r, **r["behind_the_first"]} for r in v["growth"] if r.get("behind_the_first")]}
-    for key, heading, first in tables:
-        if not v[key]:
-            continue
-        heads = f"| {heading} | nats per token | seen with 80% | verdict |"
-        lines += ["", f"**{key}**", "", heads, "|---" * (heads.count("|") - 1) + "|", *(f"| {first(r)} | {d(r)} |" for r in v[key])]
-    lines += [
-        "",
-        "Rates: " + "; ".join(f"{name} {r['rate']:g}{' (the end of the grid)' if r['end'] else ''}" for name, r in rates.items()) + ".",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def drawable(results: dict) -> list[dict]:
-    """Of the gains along streams those of at least a block."""
-    return [row for row in results["verdicts"]["growth"] if row["tokens"] >= BLOCK]
-
-
-def draw(results: dict, path: Path) -> None:
-    """The gain of each learning arm over the static one of its context, along the stream: mean over texts, and each text's."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
-
-    from dynadapt.experiments.plot import STYLE
-
-    rows = drawable(results)
-    columns = min(len(rows), 3)
-    lines = -(-len(rows) // columns)
-    width = max(8.0, 3.2 * columns + 0.6)
-    titles = {arm.name: arm.title for arm in ARMS}
-    with pyplot.rc_context({**STYLE, "font.size": 9}):
-        size = (width, 2.7 * lines + 1.1)
-        figure, axes = pyplot.subplots(lines, columns, figsize=size, sharey=True, layout="constrained", dpi=100, squeeze=False)
-        for axis in axes.ravel()[len(rows) :]:
-            axis.set_visible(False)
-        for axis, row in zip(axes.ravel(), rows):
-            blocks = np.array(list(row["gain_by_block"].values()))
-            x = (np.arange(blocks.shape[1]) + 1) * BLOCK
-            for text, line in zip(row["gain_by_block"], blocks):
-                axis.plot(x, line, linewidth=0.8, alpha=0.7, label=text)
-            axis.plot(x, blocks.mean(0), color="black", linewidth=2, label="mean")
-            axis.axhline(0, color="#374151", linewidth=0.8)
-            axis.set(title=titles[row["online"]], xlabel="tokens read")
-            axis.xaxis.set_major_locator(ticker.MultipleLocator(16384 if x[-1] <= 65536 else 32768))
-            axis.xaxis.set_major_formatter(lambda v, _: f"{v / 1024:.0f}k")
-        figure.supylabel(f"gain over no learning (nats per token, blocks of {BLOCK:,})", fontsize=9)
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=int(width / 2), frameon=False)
-        figure.savefig(path)
-
-
 def main() -> int:
     parser = corpus_parser_of(__doc__, "runs/long")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="(default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each text (default: %(default)s)")
     parser.add_argument("--longer", type=int, default=LONGER, help="of each text with memory of 512 (default: %(default)s)")
     parser.add_argument("--tuning", type=int, default=TUNING, help="of each text that chooses rates (default: %(default)s)")
     parser.add_argument("--texts", nargs="+", default=None, metavar="TEXT", help="of those that are judged only these (default: all)")
     parser.add_argument("--arms", nargs="+", default=[arm.name for arm in ARMS], metavar="ARM", help="of them only these (default: all)")
     given = parser.parse_args()
-    unknown = set(given.arms) - {arm.name for arm in ARMS}
-    if unknown or min(given.tokens, given.longer, given.tuning) < 2 * 512:
-        raise SystemExit(
-            f"--arms {sorted(unknown)}, --tokens, --longer or --tuning: arms are {', '.join(a.name for a in ARMS)}; a text has 1,024 tokens or more"
-        )
-    with going_on(given.out):
+    names = [arm.name for arm in ARMS]
+    for name in given.arms:
+        if name not in names:
+            parser.error(f"--arms {name}: there are {', '.join(names)}")
+    refuse_below(parser, given, 2 * 512, "tokens", "longer", "tuning")
+    with measuring("long_streams", given, "dtype", "tokens", "tuning"):
         measure(given)
-    print(given.out / "results.md")
+    print_page((given.out / "results.md").read_text("utf-8"))
     return 0
 
 
 def measure(given: argparse.Namespace) -> None:
     import dynadapt
 
+    texts, tuning = texts_of(given.corpus, given.out, given.texts)
     model = dynadapt.load(given.model)
-    texts, tuning = texts_of(given.corpus, given.out)
-    unknown = set(given.texts or ()) - set(texts)
-    if unknown:
-        raise SystemExit(f"--texts {sorted(unknown)}: there are {', '.join(texts)}")
-    texts = {name: texts[name] for name in given.texts or texts}
     runner = Runner(given, model)
     rates = runner.rates(tuning)
     cells: dict[str, dict[str, Scored]] = {name: {} for name in texts}
