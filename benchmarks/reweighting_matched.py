@@ -84,8 +84,16 @@ def put_in(path: Path, name: str, out: Path) -> dict:
             row["equal_flops"] = point
     results["cases"][name]["by_flops"] = judged_by_flops(results["runs"][name], results["settings"][name]["rows"])
     results["equal_flops_made_on"] = environment()
+    results.setdefault("stratified_again", {})[name] = trained_again(results["runs"][name])
     write_json(path, rounded(results))
     return results["cases"]
+
+
+def trained_again(rows: list[dict]) -> dict[str, float]:
+    """By seed: the later stratified run, where it has had the tokens of the file's own, less that one: the same run but for the machine, in nats."""
+    first = {row["seed"]: row for row in rows if row["method"] == BASE}
+    pairs = ((row["equal_flops"], first[row["seed"]]) for row in rows if row.get("equal_flops"))
+    return {str(one["seed"]): again["mean"] - one["mean"] for again, one in pairs if again["tokens"] == one["tokens"]}
 
 
 def read_results(path: Path, name: str) -> dict:

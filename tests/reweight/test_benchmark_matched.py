@@ -65,6 +65,7 @@ def test_it_is_what_the_study_itself_finds(tmp_path, study):
     assert "| velocitune | 2 | " in ran.stdout and "less stratified at equal FLOPs" in ran.stdout
     found = json.loads(file.read_text())
     assert found.pop("equal_flops_made_on")["cpu"] == whole["environment"]["cpu"]
+    assert found.pop("stratified_again") == {"scratch": {"0": 0.0, "1": 0.0}}  # on the same machine
     assert found["runs"] == whole["runs"]
     pairs = zip(*(of["cases"]["scratch"]["by_flops"]["against_stratified"].values() for of in (found, whole)), strict=True)
     for one, other in pairs:  # from six decimals there
