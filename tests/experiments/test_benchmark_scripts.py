@@ -1,12 +1,14 @@
 """What the scripts of benchmarks/ that measure in a folder share: who may go on there, what is refused, and how their tables are printed."""
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
 from corpora import write_manifest
+from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -182,33 +184,41 @@ def test_levels_of_one_domain_have_a_page():
     assert "nats a token, no interval (seen with 80%: -): by 0.01 not decided" in page
 
 
+def printed_at(page: str, width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), highlight=False, markup=False, emoji=False)
+    printed.print_page(page, console)
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+
+
 def test_pages_are_laid_out_by_width():
-    page = "**5**\n\n| arm | gain over static, nats | verdict |\n|---|---|---|\n| LoRA, memory 512 | +0.0123 [-0.0100, +0.0300] | confirmed |\n"
-    wide, narrow = printed.laid_out(page, 80).splitlines(), printed.laid_out(page, 40).splitlines()
-    assert wide == [
-        "5",
-        "",
-        "arm               gain over static, nats      verdict",
-        "LoRA, memory 512  +0.0123 [-0.0100, +0.0300]  confirmed",
+    page = "**5** by [0.1]\n\n| arm | gain over static, nats | verdict |\n|---|---|---|\n| LoRA, memory 512 | +0.0123 [-0.0100, +0.0300] | confirmed |\n"
+    wide, narrow = printed_at(page, 80), printed_at(page, 20)
+    assert wide[0] == "5 by [0.1]" and [" ".join(line.split()) for line in wide[1:]] == [
+        "arm gain over static, nats verdict",
+        wide[2].strip(),
+        "LoRA, memory 512 +0.0123 [-0.0100, +0.0300] confirmed",
     ]
-    assert max(map(len, narrow)) <= 40 and len(narrow) > len(wide)
-    for number in ("+0.0123", "[-0.0100,", "+0.0300]", "confirmed"):
+    assert max(map(len, wide)) <= 80 and len(narrow) > len(wide)  # lines run on where words can't be narrower
+    for number in ("+0.0123", "[-0.0100,", "+0.0300]", "confirmed", "verdict"):
         assert sum(number in line for line in narrow) == 1
-    assert printed.laid_out(page, 25).splitlines()[2:] == [
-        "LoRA, memory 512",
-        "  gain over static, nats",
-        "    +0.0123 [-0.0100,",
-        "    +0.0300]",
-        "  verdict",
-        "    confirmed",
-    ]
-    for results in ("learning-from", "resets", "levels"):
+    for results, module in (
+        ("learning-from", learning_from),
+        ("resets", resets),
+        ("levels", levels),
+        ("guard", guard),
+        ("distillation", distillation),
+    ):
         content = json.loads((ROOT / "benchmarks" / "results" / f"{results}.json").read_text())
-        made = {"learning-from": learning_from, "resets": resets, "levels": levels}[results].page(content)
-        assert max(map(len, printed.laid_out(made, 80).splitlines())) <= 80
-    for module, file in ((guard, "guard"), (distillation, "distillation")):
-        made = module.page(json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text())["verdicts"])
-        assert max(map(len, printed.laid_out(made, 80).splitlines())) <= 80
+        made = module.page(content["verdicts"] if module in (guard, distillation) else content)
+        for width in (20, 80, 200):
+            lines = printed_at(made, width)
+            words = {word for line in lines for word in line.split()}
+            assert words >= {
+                word
+                for line in made.replace("**", "").splitlines()
+                if not line.startswith("|--")
+                for word in line.replace("|", " ").split()
+            }
     arms = json.loads((ROOT / "benchmarks" / "results" / "patches.json").read_text())["arms"]
     assert "| full, 1e-5 | " in patches.page(arms)
 
