@@ -187,8 +187,9 @@ def main() -> None:
                 if not arguments.report:
                     seeds = range(arguments.first_seed, arguments.seeds)
                     match(arguments.equal_flops_of, name, prepared(name, arguments), arguments.out, seeds)
-                cases_judged = put_in(arguments.equal_flops_of, name, arguments.out)
-            print(page(cases_judged))
+                judged = put_in(arguments.equal_flops_of, name, arguments.out)
+            print(page(judged))
+            draw_comparison(judged, arguments.out / "results.png")
             return
         for name in arguments.case if not arguments.report else ():
             train(name, arguments)

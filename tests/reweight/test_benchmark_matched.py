@@ -62,6 +62,7 @@ def test_it_is_what_the_study_itself_finds(tmp_path, study):
     assert json.loads(file.read_text())["cases"]["scratch"]["by_flops"]["against_stratified"]["velocitune"]["seeds"] == 1
     ran = said(*later)
     assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "later" / "results.png").stat().st_size > 10_000
     assert "| velocitune | 2 | " in ran.stdout and "less stratified at equal FLOPs" in ran.stdout
     found = json.loads(file.read_text())
     assert found.pop("equal_flops_made_on")["cpu"] == whole["environment"]["cpu"]

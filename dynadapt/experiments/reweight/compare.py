@@ -377,12 +377,15 @@ def _forest(axis, name: str, found: Mapping) -> None:
         axis.set_axis_off()
         axis.set_title(f"{name}: nothing to compare with stratified yet", fontsize=9)
         return
+    by_flops = found.get("by_flops", {}).get("against_stratified", {})
     for place, method in enumerate(methods):
-        value = found["against_stratified"][method]
-        low, high = value["interval"] or (value["mean"], value["mean"])
-        colour = {"better": CYCLE[2], "worse": CYCLE[7], "undecided": CYCLE[8], UNTESTED: CYCLE[8]}[value["says"]]
-        axis.plot([low, high], [place, place], color=colour, linewidth=1.6)
-        axis.plot(value["mean"], place, marker="o", color=colour, markersize=5)
+        _interval(axis, place - (0.16 if by_flops else 0.0), found["against_stratified"][method], filled=True)
+        if method in by_flops:
+            _interval(axis, place + 0.16, by_flops[method], filled=False)
+    if by_flops:
+        marks = [axis.plot([], [], "o", color=CYCLE[8], markersize=5, markerfacecolor=face)[0] for face in (CYCLE[8], "white")]
+        key = dict(frameon=False, fontsize=9, handletextpad=0.0, columnspacing=0.6, borderaxespad=0.1)
+        axis.legend(marks, ["at equal tokens", "at equal FLOPs"], loc="lower right", bbox_to_anchor=(1, 1), ncols=2, **key)
     axis.axvline(0, color="#374151", linewidth=1)
     axis.set_yticks(range(len(methods)), methods)
     axis.invert_yaxis()
@@ -397,6 +400,14 @@ def _forest(axis, name: str, found: Mapping) -> None:
         axis.xaxis.set_major_locator(ticker.MaxNLocator(5))
     axis.set(xlabel="test loss less stratified's (nats per token), 95%", title=name)
     axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+
+
+def _interval(axis, place: float, value: Mapping, filled: bool) -> None:
+    """By its verdict's colour."""
+    low, high = value["interval"] or (value["mean"], value["mean"])
+    colour = {"better": CYCLE[2], "worse": CYCLE[7], "undecided": CYCLE[8], UNTESTED: CYCLE[8]}[value["says"]]
+    axis.plot([low, high], [place, place], color=colour, linewidth=1.6)
+    axis.plot(value["mean"], place, marker="o", color=colour, markersize=5, markerfacecolor=colour if filled else "white")
 
 
 def _moves(weights: Mapping[str, Sequence[float]]) -> bool:
