@@ -11,12 +11,13 @@ from .compare import DEVICE, kernel_tests
 
 HERE = Path(__file__).parent
 FILES = kernel_tests()
+LONGEST = 4 * 3600  # seconds of a file on a slow machine; one test of it may take a quarter of an hour
 QUICK = ("test_memory.py", "test_norm.py", "test_reset.py", "test_update.py")
 pytestmark = [pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter is off"), pytest.mark.timeout(3600)]
 
 
-def run(file: str, seed: str) -> None:
-    command = [sys.executable, "-m", "pytest", f"tests/gpu/{file}", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+def run(file: str, seed: str, *options: str) -> None:
+    command = [sys.executable, "-m", "pytest", f"tests/gpu/{file}", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *options]
     environment = {**os.environ, "DYNADAPT_CHECKED_KERNELS": seed, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, env=environment)
     assert ran.returncode == 0 and " passed" in ran.stdout, (ran.stdout + ran.stderr)[-4000:]
@@ -28,7 +29,8 @@ def test_quick_files(file):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(LONGEST)
 @pytest.mark.parametrize("seed", ["2", "reversed", "as it is"])
 @pytest.mark.parametrize("file", FILES)
 def test_every_file(file, seed):
-    run(file, seed)
+    run(file, seed, "-o", f"timeout={LONGEST}")
