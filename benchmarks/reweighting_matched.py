@@ -19,7 +19,7 @@ from dynadapt.experiments.reweight.compare_flops import judged_by_flops, stratif
 from dynadapt.experiments.reweight.setup import load_model
 from dynadapt.runs.rundir import read_json, write_json
 
-HALF_A_DIGIT = 1e-6  # results keep six decimals
+ROUNDING = 1e-6  # results keep six decimals
 
 
 def matching_steps(case: Mapping, settings: Mapping) -> dict[str, int]:
@@ -45,9 +45,11 @@ def check_settings(path: Path, settings: Mapping, rows: list[dict], config: Rewe
 
 def check_texts(path: Path, rows: list[dict], config: ReweightConfig) -> None:
     """SystemExit where the file's test texts, or the tokens they make, are others than those of now."""
+    if not rows[0].get("tokens_per_byte"):
+        raise SystemExit(f"{path} has no tokens a byte of its texts, as files of before there were these: they can't be told from others")
     now = tokens_per_byte(config, load_model(config))
     for domain, value in rows[0]["tokens_per_byte"].items():
-        if abs(now.get(domain, 0.0) - value) > HALF_A_DIGIT:
+        if abs(now.get(domain, 0.0) - value) > ROUNDING:
             raise SystemExit(
                 f"{path} has {value} tokens a byte of {domain}'s test text, not {now.get(domain, 0.0):.6f}: give the --corpus of its runs"
             )
