@@ -28,13 +28,12 @@ def print_page(page: str, console=None) -> None:
 
 def _table(block: str) -> Table:
     """Cells go on below, at spaces alone."""
-    (heads, *rows) = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
+    heads, _, *rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for at, head in enumerate(heads):
         table.add_column(head, min_width=_longest([head, *(row[at] for row in rows)]))
     for row in rows:
-        if any(set(cell) - set("-:") for cell in row):
-            table.add_row(*row)
+        table.add_row(*row)
     return table
 
 

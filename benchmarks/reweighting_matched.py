@@ -55,7 +55,7 @@ def check_texts(path: Path, rows: list[dict], config: ReweightConfig) -> None:
             )
 
 
-def match(path: Path, name: str, case: Case, out: Path, seeds: range) -> dict[int, dict]:
+def match(path: Path, name: str, case: Case, out: Path, seeds: range) -> None:
     """Trains and judges the stratified runs of these seeds, as far as they are not there.
 
     Raises:
@@ -69,11 +69,9 @@ def match(path: Path, name: str, case: Case, out: Path, seeds: range) -> dict[in
     if not set(seeds) & set(known):
         raise SystemExit(f"{path} has seeds {', '.join(map(str, known))}: none of {', '.join(map(str, seeds))}")
     steps = matching_steps(results["cases"][name], results["settings"][name])
-    found = {}
     for seed in (seed for seed in seeds if seed in known):
         print(f"{name}, seed {seed}: stratified sampling for {max(steps.values())} steps", flush=True)
-        found[seed] = Study(case, out / name / f"seed-{seed}", seed).stratified_at(set(steps.values()))
-    return found
+        Study(case, out / name / f"seed-{seed}", seed).stratified_at(set(steps.values()))
 
 
 def put_in(path: Path, name: str, out: Path) -> dict:

@@ -279,14 +279,14 @@ class Study:
         """Brings stratified sampling to the step at which it has spent what each finished method has, and judges it there."""
         self.stratified_at({self._matching(name) for name in self._finished()} - {0})
 
-    def stratified_at(self, steps: set[int]) -> dict[str, dict]:
-        """One stratified run of this seed, judged at these steps: {step: {"steps", "tokens", "test", "mean"}}, kept in points.json."""
+    def stratified_at(self, steps: set[int]) -> None:
+        """One stratified run of this seed, judged at these steps; points.json keeps {step: {"steps", "tokens", "test", "mean"}}."""
         wanted = sorted(steps)
         known = self.folder / "equal-flops" / "points.json"
         points = read_json(known) if known.exists() else {}
         missing = [step for step in wanted if str(step) not in points]
         if not missing:
-            return points
+            return
         config = replace(self.base, mixer="stratified", steps=missing[-1], evaluate=missing[-1])
         if config.schedule != "constant":
             raise SystemExit(f"schedule {config.schedule!r}: runs of other lengths have other rates; equal FLOPs need a constant one")
@@ -301,7 +301,6 @@ class Study:
             write_json(known, points)
             print(f"    seed {self.seed}  stratified at step {step}: mean {points[str(step)]['mean']:.4f}", flush=True)
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-        return points
 
     @staticmethod
     def _reached(folder: Path) -> int:
