@@ -1,6 +1,7 @@
-"""Causal attention over [memory; segment] with rotation on load: one launch forward, two backward.
+"""Causal attention over [memory; segment]: two launches forward, three backward.
 
-The kernels are in attention_forward.py and attention_backward.py.
+The kernels are in attention_keys.py, attention_forward.py and attention_backward.py. The first of each direction puts the keys, rotated, and the
+values of memory and segment side by side in scratch; the others walk over these.
 
 With a window, tiles that lie before it are not visited: a program's walk starts at the first key that its first query sees, and
 dk and dv end at the last query that sees their last key. A soft-cap is three lines in registers, in each of the three walks.
@@ -15,6 +16,7 @@ import triton
 
 from .attention_backward import dynadapt_attention_dkv, dynadapt_attention_dq
 from .attention_forward import dynadapt_attention_forward
+from .attention_keys import ROWS, dynadapt_attention_keys
 from .attention_parts import MAX_HEAD, block_sizes, geometry, sums_by_head
 from .common import launch, room, scratch
 from .tiles import generation
@@ -22,7 +24,9 @@ from .tiles import generation
 SMS = 132  # blocks are halved when larger ones would leave multiprocessors without work
 
 
-def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, window, *contiguous):
+def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window, *contiguous):
+    if not scale > 0:
+        raise ValueError(f"{op}: scale is {scale}, accepted is a positive number")
     if window is not None and window < 2:
         raise ValueError(f"{op}: window is {window}, accepted is None or at least 2")
     if d > MAX_HEAD:
@@ -48,11 +52,17 @@ def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, window, 
 
 
 def _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window, softcap) -> dict:
-    """What the launches of a call take, by name."""
+    """What the launches of a call take, by name; keys and values have been put side by side."""
     mem_slot, mem_row = (0, 0) if mem_k is None else mem_k.stride()[:2]
+    memory = 0 if mem_k is None else mem_k.shape[1]
     given = dict(qkv=qkv, mem_k=mem_k, mem_v=mem_v, mem_len=mem_len, slots=slots, cos=cos, sin=sin, scale=scale, window=window)
     given["softcap"] = softcap
-    return dict(given, segment=qkv.shape[0] // len(slots), mem_slot=mem_slot, mem_row=mem_row, **geometry(hq, hkv, d))
+    given |= dict(segment=qkv.shape[0] // len(slots), memory=memory, mem_slot=mem_slot, mem_row=mem_row, **geometry(hq, hkv, d))
+    for name, width in (("keys", 2 * given["HP"]), ("values", given["DP"])):
+        given[name] = room(qkv.device, f"attention_{name}", len(slots) * hkv, memory + given["segment"], width, dtype=qkv.dtype)
+    blocks = triton.cdiv(memory, ROWS) + triton.cdiv(given["segment"], ROWS)
+    launch(dynadapt_attention_keys, (len(slots) * hkv, blocks), given, BR=ROWS, num_warps=4)
+    return given
 
 
 def _launch(name: str, kernel, heads: int, given: dict, **more) -> None:
@@ -80,7 +90,7 @@ def _launch_dkv(streams: int, given: dict) -> None:
 
 def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, out, lse, window=None, softcap=None) -> None:
     """out [N, hq d] and lse [S, hq, T]; see ``dynadapt.ops.attention``."""
-    _check("attention_forward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, window, out, lse)
+    _check("attention_forward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window, out, lse)
     given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window, softcap)
     _launch("forward", dynadapt_attention_forward, len(slots) * hq, given, out=out, lse=lse)
 
@@ -89,15 +99,14 @@ def attention_backward(
     dout, qkv, out, lse, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, dqkv, window=None, softcap=None
 ) -> None:
     """dqkv [N, (hq + 2 hkv) d]; see ``dynadapt.ops.attention``."""
-    _check("attention_backward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, window, dout, out, lse, dqkv)
+    _check("attention_backward", qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window, dout, out, lse, dqkv)
     given = _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window, softcap)
     streams, segment = len(slots), given["segment"]
-    given |= dict(dout=dout, out=out, lse=lse, dqkv=dqkv, delta=room(qkv.device, "attention_delta", streams * hq, segment))
-    for name, heads in (("rotated_q", hq), ("rotated_k", hkv)):
-        given[name] = room(qkv.device, f"attention_{name}", streams * heads, segment, 2 * given["HP"], dtype=qkv.dtype)
+    given |= dict(dout=dout, out=out, lse=lse, dqkv=dqkv, statistics=room(qkv.device, "attention_statistics", streams * hq, segment, 2))
+    given["rotated_q"] = room(qkv.device, "attention_rotated_q", streams * hq, segment, 2 * given["HP"], dtype=qkv.dtype)
     _launch("dq", dynadapt_attention_dq, streams * hq, given)
     _launch_dkv(streams, given)
 
 
 def reason(op: str) -> str:
-    return "Triton, rotation on load, memory skipped by its fill"
+    return "Triton, keys rotated once, memory skipped by its fill"

@@ -1,12 +1,15 @@
 """The backward kernels of attention: one for dq, one for dk and dv.
 
-P is recomputed from lse. One launch computes dq over the whole window; the rotated queries and delta = rowsum(dout out), which it has in
-hand, go to scratch. A second one computes dk and dv of the segment's keys, each program walking the queries behind its keys for all query
-heads of its group, in a fixed order, with nothing left to rotate. Where few streams leave multiprocessors idle, each query head of a group
-has programs of its own, which leave float32 sums in scratch; the last one of a block of keys to arrive adds them up, in the heads' order,
-as the one program does: the same bits. (Hopper has the registers for that second sum where heads are of at most 64; else nothing is split.)
-Memory gets no gradient, so its keys cost three products and not five. Rotation is undone on the accumulators. The two are not fused: the
-programs of one would wait for the other's.
+P is recomputed from lse, over the keys and values that attention_keys.py puts side by side once more. One launch computes dq over the whole
+window; the rotated queries, lse and delta = rowsum(dout out), which it has in hand, go to scratch. A second one computes dk and dv of the
+segment's keys, each program walking the queries behind its keys for all query heads of its group, in a fixed order, with nothing left to
+rotate. Where few streams leave multiprocessors idle, each query head of a group has programs of its own, which leave float32 sums in scratch;
+the last one of a block of keys to arrive adds them up, in the heads' order, as the one program does: the same bits. (Hopper has the registers
+for that second sum where heads are of at most 64; else nothing is split.) Memory gets no gradient, so its keys cost three products and not
+five. Rotation is undone on the accumulators. The two are not fused: the programs of one would wait for the other's.
+
+A product that adds onto what the last step left is on its way while the next step's scores are set to zero, and then the compiler lets every
+wgmma wait for the one before it: dq is added up apart from its products, as is the sum of values forward.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_parts import LOG2E, SMALL, capped, first_tile, halves, rows_of, scores, stream_of, tile_of, variant_of, variants
+from .attention_parts import LOG2E, SMALL, apart, capped, crosses, factor, halves, joined, rows_of, scores, stream_of, variant_of, variants
 from .common import Variant, dot, wait_for_previous
 
 
@@ -49,21 +52,12 @@ def _cap_slope(s, softcap):
     return 1.0 - t * t
 
 
-@triton.jit
-def _slope(scale, last):
-    """What dS is multiplied with: 0 for rows whose last key is their first, as that one has probability 1 whatever q and k are
-    and dP - delta is the rounding of two sums that are equal."""
-    return tl.where(last == 0, 0.0, scale)
-
-
-@triton.jit(do_not_specialize=["segment", "window"])
+@triton.jit(do_not_specialize=["segment", "memory", "window"])
 def dynadapt_attention_dq(
     dout,
     qkv,
     out,
     lse,
-    mem_k,
-    mem_v,
     mem_len,
     slots,
     cos,
@@ -71,13 +65,13 @@ def dynadapt_attention_dq(
     scale,
     softcap,
     window,
+    keys,
+    values,
     dqkv,
-    delta,
+    statistics,
     rotated_q,
-    rotated_k,
     segment,
-    mem_slot,
-    mem_row,
+    memory,
     HQ: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
@@ -91,10 +85,9 @@ def dynadapt_attention_dq(
     stream, head = tl.program_id(0) // HQ, tl.program_id(0) % HQ
     kv_head = head // (HQ // HKV)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM
-    slot, length = stream_of(slots, mem_len, stream)
+    _, length = stream_of(slots, mem_len, stream)
     row0 = (stream * segment).to(tl.int64)
     x = qkv + row0 * WIDTH
-    k, v = x + (HQ + kv_head) * D, x + (HQ + HKV + kv_head) * D
     rows = first + tl.arange(0, BM)
     valid = rows < segment
 
@@ -102,35 +95,36 @@ def dynadapt_attention_dq(
     o = rows_of(out + row0 * (HQ * D) + head * D, HQ * D, rows, valid, D, DP)
     drop = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     statistic = tl.program_id(0).to(tl.int64) * segment + rows
-    tl.store(delta + statistic, drop, mask=valid)
     lse2 = tl.load(lse + statistic, mask=valid, other=float("inf")) * LOG2E  # rows that do not exist: P = 0
+    tl.store(statistics + 2 * statistic, -lse2, mask=valid)
+    tl.store(statistics + 2 * statistic + 1, drop, mask=valid)
     q1, q2 = halves(x + head * D, WIDTH, rows, valid, cos, sin, length, D, HP)
     _keep_halves(rotated_q + tl.program_id(0).to(tl.int64) * segment * (2 * HP), rows, valid, q1, q2, HP)
-    if head % (HQ // HKV) == 0:
-        k1, k2 = halves(k, WIDTH, rows, valid, cos, sin, length, D, HP)
-        _keep_halves(rotated_k + (stream * HKV + kv_head).to(tl.int64) * segment * (2 * HP), rows, valid, k1, k2, HP)
+    q = joined(q1, q2)
 
-    slope = _slope(scale, length + rows)
-    dq1, dq2 = tl.zeros([BM, HP], tl.float32), tl.zeros([BM, HP], tl.float32)
-    memory_tiles = tl.cdiv(length, BN)
-    if mem_k is not None:
-        mem_k += slot * mem_slot + kv_head * D
-        mem_v += slot * mem_slot + kv_head * D
-    begin = first_tile(memory_tiles, length, first, window, BN)
-    for n in range(begin, memory_tiles + tl.cdiv(tl.minimum(first + BM, segment), BN)):
-        keys, exist, kn, vn, stride, position, last = tile_of(
-            n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH, BN
-        )
-        k1, k2 = halves(kn, stride, keys, exist, cos, sin, position, D, HP)
-        values = rows_of(vn, stride, keys, exist, D, DP)
-        s = scores(q1, q2, k1, k2, scale, softcap, keys, position, last, length + rows, window)
-        p = tl.exp2(s - lse2[:, None])  # [BM, BN]
-        dp = dot(do, tl.trans(values), tl.zeros([BM, BN], tl.float32))
-        ds = p * (dp - drop[:, None]) * slope[:, None]
+    f = factor(scale, softcap)
+    dq = tl.zeros([BM, 2 * HP], tl.float32)
+    key0 = (stream * HKV + kv_head).to(tl.int64) * (memory + segment)
+    keys += key0 * (2 * HP)
+    values += key0 * DP
+    end = length + tl.minimum(first + BM, segment)
+    begin = 0
+    if window is not None:
+        begin = tl.maximum(length + first - window + 1, 0) // BN
+    for n in range(begin, tl.cdiv(end, BN)):
+        at = n * BN + tl.arange(0, BN)
+        k = rows_of(keys, 2 * HP, at, at < end, 2 * HP, 2 * HP)
+        v = rows_of(values, DP, at, at < end, DP, DP)
+        s = scores(q, k, scale, softcap, at, length + rows, crosses(n * BN, length + first, window, BM, BN), window)
+        p = tl.exp2(s * f - lse2[:, None])  # [BM, BN]
+        dp = dot(do, tl.trans(v), tl.zeros([BM, BN], tl.float32))
+        ds = p * (dp - drop[:, None])
         if softcap is not None:
             ds *= _cap_slope(s, softcap)
-        ds = ds.to(k1.dtype)
-        dq1, dq2 = dot(ds, k1, dq1), dot(ds, k2, dq2)
+        dq = tl.fma(dq, tl.full([BM, 2 * HP], 1.0, tl.float32), dot(ds.to(k.dtype), k, tl.zeros([BM, 2 * HP], tl.float32)))
+    # A row whose last key is its first gives that one probability 1 whatever q and k are: dP - delta is the rounding of two equal sums.
+    dq *= tl.where(length + rows == 0, 0.0, scale)[:, None]
+    dq1, dq2 = apart(dq)
     _put_rotated_back(dqkv + row0 * WIDTH + head * D, WIDTH, rows, valid, dq1, dq2, cos, sin, length, D, HP)
 
 
@@ -141,6 +135,7 @@ def _add_queries(
     k,
     v,
     keys,
+    first,
     head,
     tile,
     stream,
@@ -158,36 +153,40 @@ def _add_queries(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """dk [BN, 2 HP] and dv [BN, DP] with what the BM queries from ``tile`` on of one head add; queries: (rotated, dout),
-    statistics: (lse, delta)."""
+    """dk / scale [BN, 2 HP] and dv [BN, DP] with what the BM queries from ``tile`` on of one head add; queries: (rotated, dout)."""
     rotated_q, dout = queries
-    lse, delta = statistics
     rows = tile + tl.arange(0, BM)
     exist = rows < segment
     at = (stream * HQ + head).to(tl.int64) * segment
     q = rows_of(rotated_q + at * (2 * HP), 2 * HP, rows, exist, 2 * HP, 2 * HP)
     do = rows_of(dout + (stream * segment).to(tl.int64) * (HQ * D) + head * D, HQ * D, rows, exist, D, DP)
-    lse2 = tl.load(lse + at + rows, mask=exist, other=float("inf")) * LOG2E  # rows that do not exist: P = 0
-    drop = tl.load(delta + at + rows, mask=exist, other=0)
+    # Both in one array: each alone would be read once by every thread that needs it, 4 bytes at a time.
+    minus_lse2, drop = tl.split(tl.load(statistics + 2 * (at + tl.minimum(rows, segment - 1))[:, None] + tl.arange(0, 2)[None, :]))
     # Transposed scores [BN, BM]: the products below need no other transpose.
     s = capped(dot(k, tl.trans(q), tl.zeros([BN, BM], tl.float32)), scale, softcap)
-    seen = keys[:, None] <= rows[None, :]
-    if window is not None:
-        seen &= rows[None, :] - keys[:, None] < window
-    p = tl.exp2(tl.where(seen, s, float("-inf")) - lse2[None, :])
+    masked = k.dtype == tl.float32  # always: branches around float32's products, which are a thousand instructions, copy some of them
+    if k.dtype != tl.float32:
+        masked = crosses(first, tile, window, BM, BN) | (tile + BM > segment)
+    if masked:
+        seen = (keys[:, None] <= rows[None, :]) & exist[None, :]
+        if window is not None:
+            seen &= rows[None, :] - keys[:, None] < window
+        s = tl.where(seen, s, float("-inf"))
+    p = tl.exp2(tl.fma(s, factor(scale, softcap), minus_lse2[None, :]))  # one rounding, said: split by heads or not gives the same bits
     dv = dot(p.to(do.dtype), do, dv)
     dp = dot(v, tl.trans(do), tl.zeros([BN, BM], tl.float32))
-    ds = p * (dp - drop[None, :]) * _slope(scale, length + rows)[None, :]
+    ds = p * (dp - drop[None, :])
     if softcap is not None:
         ds *= _cap_slope(s, softcap)
+    if masked:  # as in dq
+        ds = tl.where((length + rows)[None, :] == 0, 0.0, ds)
     return dot(ds.to(q.dtype), q, dk), dv
 
 
-@triton.jit(do_not_specialize=["segment", "window"])
+@triton.jit(do_not_specialize=["segment", "memory", "window"])
 def dynadapt_attention_dkv(
     dout,
     qkv,
-    lse,
     mem_len,
     slots,
     cos,
@@ -196,12 +195,13 @@ def dynadapt_attention_dkv(
     softcap,
     window,
     dqkv,
-    delta,
+    statistics,
     rotated_q,
-    rotated_k,
+    keys,
     shares,
     done,
     segment,
+    memory,
     HQ: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
@@ -220,11 +220,12 @@ def dynadapt_attention_dkv(
     GROUP: tl.constexpr = HQ // HKV
     stream, kv_head = tl.program_id(0) // HKV, tl.program_id(0) % HKV
     first = tl.program_id(1) * BN  # the first keys have the most queries
-    slot, length = stream_of(slots, mem_len, stream)
+    _, length = stream_of(slots, mem_len, stream)
     row0 = (stream * segment).to(tl.int64)
+    rotated = keys + (tl.program_id(0).to(tl.int64) * (memory + segment) + length) * (2 * HP)  # the segment's, behind the memory's
     keys = first + tl.arange(0, BN)
     valid = keys < segment
-    k = rows_of(rotated_k + tl.program_id(0).to(tl.int64) * segment * (2 * HP), 2 * HP, keys, valid, 2 * HP, 2 * HP)
+    k = rows_of(rotated, 2 * HP, keys, valid, 2 * HP, 2 * HP)
     v = rows_of(qkv + row0 * WIDTH + (HQ + HKV + kv_head) * D, WIDTH, keys, valid, D, DP)
 
     dk, dv = tl.zeros([BN, 2 * HP], tl.float32), tl.zeros([BN, DP], tl.float32)
@@ -238,13 +239,34 @@ def dynadapt_attention_dkv(
     sum_k, sum_v = dk, dv
     for step in range(0, heads * steps):  # one loop over heads and queries: two nested ones cost registers
         if BY_HEAD and not SPLIT:
-            begins = step % steps == 0
-            sum_k, sum_v = tl.where(begins, sum_k + dk, sum_k), tl.where(begins, sum_v + dv, sum_v)
-            dk, dv = tl.where(begins, 0.0, dk), tl.where(begins, 0.0, dv)
+            if step % steps == 0:
+                sum_k, sum_v = sum_k + dk, sum_v + dv
+                dk, dv = tl.zeros([BN, 2 * HP], tl.float32), tl.zeros([BN, DP], tl.float32)
         head, tile = head0 + step // steps, first + step % steps * BM
-        queries, statistics = (rotated_q, dout), (lse, delta)
+        queries = (rotated_q, dout)
         dk, dv = _add_queries(
-            dk, dv, k, v, keys, head, tile, stream, queries, statistics, segment, length, scale, softcap, window, HQ, D, HP, DP, BM, BN
+            dk,
+            dv,
+            k,
+            v,
+            keys,
+            first,
+            head,
+            tile,
+            stream,
+            queries,
+            statistics,
+            segment,
+            length,
+            scale,
+            softcap,
+            window,
+            HQ,
+            D,
+            HP,
+            DP,
+            BM,
+            BN,
         )
     last = True
     if BY_HEAD and not SPLIT:
@@ -270,7 +292,7 @@ def dynadapt_attention_dkv(
         c = tl.arange(0, DP)
         put_v = g + (HQ + HKV + kv_head) * D + keys[:, None] * WIDTH + c[None, :]
         tl.store(put_v, dv, mask=valid[:, None] & (c < D)[None, :])  # first, to free its registers
-        dk1, dk2 = tl.split(tl.permute(tl.reshape(dk, [BN, 2, HP]), (0, 2, 1)))
+        dk1, dk2 = apart(dk * scale)
         _put_rotated_back(g + (HQ + kv_head) * D, WIDTH, keys, valid, dk1, dk2, cos, sin, length, D, HP)
 
 

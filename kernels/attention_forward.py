@@ -1,12 +1,8 @@
 """The forward kernel of attention (attention.py says what is the same in all of them).
 
-A program owns BM queries of one head of one stream. It rotates them once, then walks the stream's memory as far
-as it is filled (the fill is read on the device, so a short memory costs what it is long) and the segment up to its
-diagonal, with a running maximum and sum (Dao 2023, arXiv 2307.08691). Scores never leave the chip. Keys are stored
-before rotation because a memory entry's position changes when the window moves; they are rotated as they arrive, in two
-halves: q k^T = q1 k1^T + q2 k2^T, so that no half has to be exchanged between threads. That costs 3 d elementwise
-operations a key and program, next to 4 BM d in products; cos and sin come from L2. Memory and segment are one masked loop
-that changes its addresses on the way: apart, or with the diagonal apart, they need up to 80 registers more.
+A program owns BM queries of one head of one stream. It rotates them once, then walks the stream's keys, memory as far as it is filled (the fill
+is read on the device, so a short memory costs what it is long) and the segment up to its diagonal, with a running maximum and sum
+(Dao 2023, arXiv 2307.08691). Scores never leave the chip. Keys and values come from attention_keys.py, one array, rotated.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_parts import first_tile, halves, rows_of, scores, stream_of, tile_of, variants
+from .attention_parts import crosses, factor, halves, joined, rows_of, scores, stream_of, variants
 from .common import Variant, dot, wait_for_previous
 
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -22,11 +18,9 @@ LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
 
 
-@triton.jit(do_not_specialize=["segment", "window"])
+@triton.jit(do_not_specialize=["segment", "memory", "window"])
 def dynadapt_attention_forward(
     qkv,
-    mem_k,
-    mem_v,
     mem_len,
     slots,
     cos,
@@ -34,11 +28,12 @@ def dynadapt_attention_forward(
     scale,
     softcap,
     window,
+    keys,
+    values,
     out,
     lse,
     segment,
-    mem_slot,
-    mem_row,
+    memory,
     HQ: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
@@ -52,30 +47,35 @@ def dynadapt_attention_forward(
     stream, head = tl.program_id(0) // HQ, tl.program_id(0) % HQ
     kv_head = head // (HQ // HKV)
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM  # the longest rows first
-    slot, length = stream_of(slots, mem_len, stream)
+    _, length = stream_of(slots, mem_len, stream)
     x = qkv + (stream * segment).to(tl.int64) * WIDTH
-    k, v = x + (HQ + kv_head) * D, x + (HQ + HKV + kv_head) * D
     rows = first + tl.arange(0, BM)
     q1, q2 = halves(x + head * D, WIDTH, rows, rows < segment, cos, sin, length, D, HP)
+    q = joined(q1, q2)
 
     acc = tl.zeros([BM, DP], tl.float32)
     m = tl.full([BM], LOWEST, tl.float32)
     l = tl.zeros([BM], tl.float32)
-    memory_tiles = tl.cdiv(length, BN)
-    if mem_k is not None:
-        mem_k += slot * mem_slot + kv_head * D
-        mem_v += slot * mem_slot + kv_head * D
-    begin = first_tile(memory_tiles, length, first, window, BN)
-    for n in range(begin, memory_tiles + tl.cdiv(tl.minimum(first + BM, segment), BN)):
-        keys, exist, kn, vn, stride, position, last = tile_of(
-            n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH, BN
-        )
-        k1, k2 = halves(kn, stride, keys, exist, cos, sin, position, D, HP)
-        s = scores(q1, q2, k1, k2, scale, softcap, keys, position, last, length + rows, window)  # [BM, BN]
-        highest = tl.maximum(m, tl.max(s, 1))
-        p, fade = tl.exp2(s - highest[:, None]), tl.exp2(m - highest)
-        values = rows_of(vn, stride, keys, exist, D, DP)
-        acc = dot(p.to(values.dtype), values, acc * fade[:, None])
+    row0 = (stream * HKV + kv_head).to(tl.int64) * (memory + segment)
+    keys += row0 * (2 * HP)
+    values += row0 * DP
+    end = length + tl.minimum(first + BM, segment)
+    f = factor(scale, softcap)
+    begin = 0
+    if window is not None:
+        begin = tl.maximum(length + first - window + 1, 0) // BN
+    for n in range(begin, tl.cdiv(end, BN)):
+        at = n * BN + tl.arange(0, BN)
+        k = rows_of(keys, 2 * HP, at, at < end, 2 * HP, 2 * HP)
+        masked = crosses(n * BN, length + first, window, BM, BN)
+        s = scores(q, k, scale, softcap, at, length + rows, masked, window)  # [BM, BN]
+        highest = tl.maximum(m, tl.max(s, 1) * f)
+        p, fade = tl.exp2(s * f - highest[:, None]), tl.exp2(m - highest)
+        v = rows_of(values, DP, at, at < end, DP, DP)
+        if DP <= 128:  # apart from the product, see attention_backward.py; wider, the registers of both would not do
+            acc = tl.fma(acc, fade[:, None], dot(p.to(v.dtype), v, tl.zeros([BM, DP], tl.float32)))
+        else:
+            acc = dot(p.to(v.dtype), v, acc * fade[:, None])
         l = l * fade + tl.sum(p, 1)
         m = highest
 

@@ -1,4 +1,4 @@
-"""What the kernels of attention share: how rows and tiles of [memory; segment] are read, scores and their soft-cap, blocks, variants."""
+"""What the kernels of attention share: how rows are read and rotated, scores and their soft-cap, blocks, variants."""
 
 from __future__ import annotations
 
@@ -39,50 +39,54 @@ def rows_of(base, row_stride, rows, valid, D: tl.constexpr, DP: tl.constexpr):
 
 
 @triton.jit
-def tile_of(n, memory_tiles, mem_k, mem_v, mem_row, k, v, length, segment, rows, WIDTH: tl.constexpr, BN: tl.constexpr):
-    """Tile n of [memory; segment]: its keys [BN] counted in their part, which of them exist, both parts' address, row stride and
-    position, and the last key that each row sees [BM]."""
-    end, stride, position, last = segment, WIDTH, length, rows
-    if mem_k is not None:
-        in_memory = n < memory_tiles
-        n -= tl.where(in_memory, 0, memory_tiles)
-        k, v = tl.where(in_memory, mem_k, k), tl.where(in_memory, mem_v, v)
-        end, stride = tl.where(in_memory, length, segment), tl.where(in_memory, mem_row, WIDTH)
-        position, last = tl.where(in_memory, 0, length), tl.where(in_memory, length - 1, rows)
-    keys = n * BN + tl.arange(0, BN)
-    return keys, keys < end, k, v, stride, position, last
+def joined(x1, x2):
+    """[B, 2 HP] of two halves."""
+    return tl.reshape(tl.permute(tl.join(x1, x2), (0, 2, 1)), [x1.shape[0], 2 * x1.shape[1]])
 
 
 @triton.jit
-def first_tile(memory_tiles, length, first, window, BN: tl.constexpr):
-    """The tile of [memory; segment] with the first key that query ``first`` sees."""
-    begin = 0
-    if window is not None:
-        oldest = length + first - window + 1  # counted from the memory's start
-        begin = tl.where(oldest < length, tl.maximum(oldest, 0) // BN, memory_tiles + tl.maximum(oldest - length, 0) // BN)
-    return begin
+def apart(x):
+    """The two halves of ``joined``."""
+    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), (0, 2, 1)))
 
 
 @triton.jit
 def capped(s, scale, softcap):
-    """scale log2(e) s of products of queries and keys, or with a soft-cap that of capped scores."""
-    if softcap is None:
-        s *= scale * LOG2E
-    else:
+    """Products of queries and keys as they are, or with a soft-cap log2(e) times the capped scores; ``factor`` is what is left to multiply with."""
+    if softcap is not None:
         s = hyperbolic_tangent(s * (scale / softcap)) * (softcap * LOG2E)
     return s
 
 
 @triton.jit
-def scores(q1, q2, k1, k2, scale, softcap, keys, position, last, place, window):
-    """scale log2(e) q k^T [BM, BN], soft-capped, of keys up to each row's last one, and within the window that ends at the row's place [BM];
-    ``position``: of the keys' part."""
-    s = tl.zeros([q1.shape[0], k1.shape[0]], tl.float32)
-    s = capped(dot(q2, tl.trans(k2), dot(q1, tl.trans(k1), s)), scale, softcap)
-    seen = keys[None, :] <= last[:, None]
+def factor(scale, softcap):
+    """Of the exponents of 2: left out of the scores themselves, as multiplying and subtracting is one instruction."""
+    f = 1.0
+    if softcap is None:
+        f = scale * LOG2E
+    return f
+
+
+@triton.jit
+def scores(q, k, scale, softcap, keys, last, masked, window):
+    """Scores [BM, BN], soft-capped, to be multiplied with ``factor``; where ``masked`` (of a tile, so that others pay for no mask), of keys up
+    to each row's own one, ``last`` [BM], and within the window that ends there."""
+    s = capped(dot(q, tl.trans(k), tl.zeros([q.shape[0], k.shape[0]], tl.float32)), scale, softcap)
+    if masked:
+        seen = keys[None, :] <= last[:, None]
+        if window is not None:
+            seen &= last[:, None] - keys[None, :] < window
+        s = tl.where(seen, s, float("-inf"))
+    return s
+
+
+@triton.jit
+def crosses(key, row, window, BM: tl.constexpr, BN: tl.constexpr):
+    """Whether of BM rows from ``row`` on one does not see all of BN keys from ``key`` on."""
+    masked = key + BN - 1 > row
     if window is not None:
-        seen &= place[:, None] - (position + keys)[None, :] < window
-    return tl.where(seen, s, float("-inf"))
+        masked |= row + BM - 1 - key >= window
+    return masked
 
 
 @triton.jit
@@ -95,21 +99,24 @@ def stream_of(slots, mem_len, stream):
 
 
 def block_sizes(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int) -> tuple[dict, dict]:
-    """(block sizes, launch options) by what leaves no register spilled.
+    """(block sizes, launch options) by what was fastest on an H200 and leaves no register spilled.
 
-    bfloat16: each warp owns 16 rows of the accumulators, which wgmma wants, 8 warps where there is work for all SMs. What is
-    walked over comes in 64s, in 32s where accumulators have 128 columns; it does not depend on ``large``, so that a stream's
-    results do not depend on how many others there are. float32 has no tensor cores here and keeps whole rows in registers, those of heads of more
-    than 128 in the registers of 8 warps where a program owns queries: 4 spilled 900 bytes.
+    bfloat16 on Hopper: 4 warps of 16 rows of the accumulators each, which wgmma wants, and 64 rows walked at a time. Programs of 8 warps, of which
+    fewer are there at a time, take 1.1 to 1.4 times as long however much there is to do. Three stages: of two, Triton waits for the second right
+    behind its launch. Elsewhere 8 warps where there is work for all multiprocessors, and 32 rows walked where accumulators have 128 columns. What is
+    walked does not depend on ``large``, so that a stream's results do not depend on how many others there are. float32 has no tensor cores here
+    and keeps whole rows in registers, those of heads of more than 128 in the registers of 8 warps where a program owns queries: 4 spilled 900 bytes.
     Heads of more than 128 have 8 warps forward however little there is to do, whose work is that of 4 with half the rows, which spilled 290 bytes;
     in backward two accumulators each that wide, over 8 warps with 16 rows walked at a time.
-    On sm_80 (``arch`` 80) a product's operands are registers too, so its blocks are smaller, those of dq most; and forward walks over heads of
+    On sm_80 (``arch`` 80) a product's operands are registers too, so its blocks are smaller in backward, those of dq most; and forward walks over heads of
     more than 128 as backward does, because sm_86, sm_89 and sm_120, which have its kernels, have 99 KiB of shared memory.
     """
     narrow = d <= 64
     own, walked = (128 if (large or d > 128) and arch != 80 else 64), (64 if narrow else 32)
-    if arch == 80 and kernel == "dq":
-        own, walked = (64 if narrow else 32), 32
+    if arch == 90 and d <= 128:
+        own, walked = 64, (64 if narrow or kernel != "dkv" else 32)
+    if arch == 80:
+        own, walked = (64 if narrow or kernel != "dq" else 32), (32 if kernel != "forward" else walked)
     wide = d > 128 and (kernel != "forward" or arch == 80) and dtype != torch.float32
     if wide:
         own, walked = 64, 16
@@ -117,7 +124,8 @@ def block_sizes(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int)
         own, walked = (32 if narrow else 16), 16
     sizes = {"BM": walked, "BN": own} if kernel == "dkv" else {"BM": own, "BN": walked}
     long_rows = dtype == torch.float32 and d > 128 and kernel != "dkv"
-    return sizes, {"num_warps": 8 if own == 128 or wide or long_rows else 4, "num_stages": 2}
+    stages = 3 if dtype != torch.float32 and (narrow or kernel != "dq") and not (wide and arch == 80) else 2
+    return sizes, {"num_warps": 8 if own == 128 or wide or long_rows else 4, "num_stages": stages}
 
 
 def sums_by_head(hq: int, hkv: int, d: int, arch: int) -> bool:
@@ -132,8 +140,8 @@ def geometry(hq, hkv, d):
 
 
 _TYPES = {
-    **dict.fromkeys(("dout", "qkv", "out", "mem_k", "mem_v", "dqkv", "rotated_q", "rotated_k"), "*bf16"),
-    **dict.fromkeys(("lse", "delta", "cos", "sin", "shares"), "*fp32"),
+    **dict.fromkeys(("dout", "qkv", "out", "mem_k", "mem_v", "dqkv", "rotated_q", "keys", "values"), "*bf16"),
+    **dict.fromkeys(("lse", "statistics", "cos", "sin", "shares"), "*fp32"),
     **dict.fromkeys(("mem_len", "slots", "done"), "*i32"),
     **dict.fromkeys(("scale", "softcap"), "fp32"),
     "window": "i32",
@@ -156,7 +164,7 @@ def variant_of(kernel, function, d, dtype, large, arch, absent=("window", "softc
 
 
 SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (False, True)]
-_HOPPER = [*SMALL, *_LARGE, (96, torch.bfloat16, True), (64, torch.float32, False), (128, torch.float32, False)]
+_HOPPER = [*SMALL, (96, torch.bfloat16, True), (64, torch.float32, False), (128, torch.float32, False)]
 _MEMORY, _ROTATION = ("softcap", "window", "mem_k", "mem_v", "mem_len"), ("cos", "sin")
 _GEMMA, _GEMMA_FP32 = (256, torch.bfloat16, True), (256, torch.float32, False)
 
@@ -167,6 +175,18 @@ def variants(kernel: str, function) -> list[Variant]:
     found += [variant_of(kernel, function, *SMALL[0], 90, absent=absent) for absent in (_MEMORY, _MEMORY + _ROTATION)]
     for absent in (("softcap",), ()):
         found += [variant_of(kernel, function, *_GEMMA, arch, absent=absent) for arch in (90, 100)]
-        found.append(replace(variant_of(kernel, function, *_GEMMA, 80, absent=absent), spills=32 if kernel == "dq" else 0))
+        found.append(replace(variant_of(kernel, function, *_GEMMA, 80, absent=absent), spills={"dq": 32, "dkv": 12}.get(kernel, 0)))
         found += [variant_of(kernel, function, *_GEMMA_FP32, arch, absent=absent) for arch in (80, 90, 100)]
+    return found
+
+
+def key_variants(function, rows: int) -> list[Variant]:
+    """Those of the kernel that puts keys and values side by side."""
+    shapes = [(d, short, ()) for d, short in ((64, "bf16"), (128, "bf16"), (96, "bf16"), (256, "bf16"), (64, "fp32"))]
+    shapes += [(64, "bf16", absent) for absent in (_MEMORY, _MEMORY + _ROTATION)]
+    found = []
+    for d, short, absent in shapes:
+        nothing = {name: None for name in absent if name in function.arg_names}
+        name = f"d {d}, {short}" + "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
+        found.append(variant(name, function, _TYPES, {**geometry(32, 8, d), "BR": rows, **nothing}, dtype=short))
     return found

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 FORMS = ("fused", "split")
-# Operations of a product below which the two launches that the fused form spares, 2.5 us each of a CUDA graph, outweigh all that it may
-# lose beside cuBLAS: at 30% of Hopper's 990 TFLOP/s where cuBLAS has 75% it loses 5 us at 2.8e9. Calculated, not measured.
-SMALL = 2.5e9
+# Operations of a product up to which the fused form wins. On an H200 it does in each group measured up to 4.3e9 (of SmolLM2-135M at 512 and
+# 4,096 rows, of Llama-3.2-1B at 512), in two of four at 4.5e9 and 6.4e9, and in none above where it joins no activation.
+SMALL = 4.4e9
 FAR = 2  # doublings of the rows beyond which a measurement says nothing: a form that wins at 512 rows may lose at 32,768
 TABLE = Path(__file__).with_name("choices.json")
 _forced: str | None = None

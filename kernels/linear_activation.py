@@ -7,7 +7,7 @@ of linear_fused.py; adapters of more than ``MAX_JOINED_RANK`` are left to the se
 
 Backward: the tile of dy W + dU A, rounded as d-input is, meets the same tile of h, gate and up, and gives dh. The gradient of y is never written.
 
-Both where linear.py would take the fused form; else the two ops one after the other.
+Both where choices.py says so, or where it knows of none, where linear.py would take the fused form; else the two ops one after the other.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import triton.language as tl
 
 from ..ops.activation import GATED, KINDS, _check_kind
 from ..ops.slot_adapters import SlotAdapters
-from . import linear
+from . import choices, linear
 from .activation import activation_backward, activation_forward, check_activation, gate_of, slope_of
 from .common import Variant, dot, launch, next_power_of_2, variant, wait_for_previous
 from .linear_fused import BF16, FP32, GROUP, MAX_RANK, d_input, pick, tile_of
 from .tiles import grouped
 
 MAX_JOINED_RANK = 32
-A_THREAD = 16  # values of a gradient that a thread takes through the activation at a time
+A_THREAD = 32  # values of a gradient that a thread takes through the activation at a time
 LARGEST = 128 * 128  # of a tile: beside its accumulator it holds u of two parts, or h
 _GLU: tl.constexpr = tl.constexpr(KINDS.index("glu"))
 
@@ -192,13 +192,11 @@ def dynadapt_linear_activation_backward(
     """y: the activation again, or None."""
     wait_for_previous()
     weights, adapter = (w0, w0, w0), (a, a_stride, bt, bt_stride)
-    acc, row, rows, n = d_input(
+    acc, row, rows, first = d_input(
         dy, weights, adapter, slots, dU, scale, streams, T, dy_stride, dU_stride, F, O, 0, 0, RANK, RP, BM, BN, BO, GROUP
     )
     m = tl.arange(0, BM)[:, None]
-    before_activation(
-        acc, (row * HALVES * F + m * (HALVES * F), row * F + m * F, m < rows), tl.min(n, 0), h, dh, y, F, KIND, HALVES, ELEMENTS
-    )
+    before_activation(acc, (row * HALVES * F + m * (HALVES * F), row * F + m * F, m < rows), first, h, dh, y, F, KIND, HALVES, ELEMENTS)
 
 
 def linear_activation_forward(x, parts, bias, A, Bt, slots, scale, kind, u, h, y) -> None:
@@ -208,7 +206,7 @@ def linear_activation_forward(x, parts, bias, A, Bt, slots, scale, kind, u, h, y
         ValueError: a shape or stride that does not fit.
     """
     halves, op = _halves(kind), "linear_activation_forward"
-    if not _joins("linear_forward", x, parts, x.shape[1], h.shape[1], Bt, scale, halves, MAX_JOINED_RANK):
+    if not _joins(op, x, parts, x.shape[1], h.shape[1], Bt, scale, halves, MAX_JOINED_RANK):
         linear.linear_forward(x, parts, bias, A, Bt, slots, scale, u, h)
         return activation_forward(h, kind, y)
     weights = linear.check(op, x, h, parts, A, Bt, slots, scale, u, forward=True)
@@ -224,7 +222,7 @@ def linear_activation_backward(dy, parts, A, Bt, slots, scale, h, kind, dU, dx, 
         ValueError: as ``linear_activation_forward``.
     """
     op = "linear_activation_backward"
-    if not _joins("linear_backward", dy, parts, dx.shape[1], dy.shape[1], Bt, scale, 1, MAX_RANK):
+    if not _joins(op, dy, parts, dx.shape[1], dy.shape[1], Bt, scale, 1, MAX_RANK):
         linear.linear_backward(dy, parts, A, Bt, slots, scale, dU, dx)
         return activation_backward(dx, h, kind, dh, y)
     weights = linear.check(op, dy, dx, parts, A, Bt, slots, scale, dU, forward=False)
@@ -244,14 +242,18 @@ def _halves(kind: str) -> int:
 
 
 def _joins(op: str, rows, parts, k: int, o: int, Bt, scale, count: int, most: int) -> bool:
-    """Whether one launch does it: ``count`` plain weights, no more than ``most`` ranks, and the fused form chosen."""
+    """Whether one launch does it: ``count`` plain weights, no more than ``most`` ranks, and the fused form chosen; where the joined op was not
+    measured, as for the linear alone."""
     if (
         hasattr(parts, "q_transposed")
         or len(parts) != count
         or (Bt is not None and not isinstance(scale, SlotAdapters) and Bt.shape[1] > most)
     ):
         return False
-    return linear.form_of(op, rows, k, o, Bt, scale, len(parts)) == "fused"
+    alone = linear.form_of(op.replace("_activation", ""), rows, k, o, Bt, scale, len(parts))
+    if isinstance(scale, (list, tuple, SlotAdapters)):
+        return alone == "fused"
+    return choices.choose(op, len(rows), k, o, 0 if Bt is None else Bt.shape[1], alone) == "fused"
 
 
 def _constexprs(kernel, tile, wide: int, F: int, rank: int, halves: int, kind: str) -> dict:

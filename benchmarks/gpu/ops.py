@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 
+from dynadapt.kernels import choices as forms
 from dynadapt.ops import UnsupportedOp, resolve
 
 from . import choice_table
@@ -151,12 +152,7 @@ def _time(record, timer, limits, base, case, error, function, with_peers) -> Non
 
 # ---- choices
 
-# the two forms of an op -> what its file calls them
-FORMS = {
-    "linear_forward": {"fused": "fused", "split": "split"},
-    "linear_backward": {"fused": "fused", "split": "split"},
-    "cross_entropy": {"fused": "fused", "split": "chunked"},
-}
+CHOSEN = ("linear_forward", "linear_backward", *JOINED, "cross_entropy")
 
 
 def choices(campaign, record, model: str | None = None) -> None:
@@ -169,7 +165,7 @@ def choices(campaign, record, model: str | None = None) -> None:
         ahead(campaign, record, name, choices_digest(campaign, record, name))
         for streams, segment in shapes(campaign.tiny)[:3]:
             z = Sizes(name, streams, segment, campaign.device, torch.float32 if campaign.tiny else BF16)
-            for op, group in [(o, g) for o in ("linear_forward", "linear_backward") for g in z.groups] + [("cross_entropy", "")]:
+            for op, group in [(o, g) for o in CHOSEN for g in (z.groups if o in CHOSEN[:2] else [OF_ONE.get(o, "")])]:
                 if campaign.left < 10:
                     return record.finish("out of time")
                 if (op, name, group, z.N) in done:
@@ -181,24 +177,28 @@ def choices(campaign, record, model: str | None = None) -> None:
                 check_device(RuntimeError(entry.get("skipped", "")))
 
 
-def _choice(timer, z, op, group) -> dict:
-    from dynadapt.ops.dispatch import kernel_module
-    from dynadapt.ops.table import OPS as TABLE
+OF_ONE = {"linear_activation_forward": "mlp_in", "linear_activation_backward": "down"}  # the group whose product a joined op has
 
-    case = OPS[op](z, 0)[list(z.groups).index(group) if group else 0]
+
+def _choice(timer, z, op, group) -> dict:
+    found = OPS[op](z, 0)
+    case = found[list(z.groups).index(group)] if op in CHOSEN[:2] else found[0]
     k, o, rank = (z.groups[group][0], sum(z.groups[group][1]), RANK) if group else (z.c.hidden_size, z.c.vocab_size, 0)
-    short = op.removeprefix("linear_")
     entry = {"op": op, "rows": 1 << (z.N - 1).bit_length(), "k": k, "o": o, "rank": rank}
     try:
-        module = kernel_module(TABLE[op].family)
-        functions = {form: getattr(module, f"{short}_{name}", None) for form, name in FORMS[op].items()}
-        absent = [FORMS[op][form] for form, function in functions.items() if function is None]
-        if absent:
-            return {**entry, "skipped": f"kernels/{TABLE[op].family}.py has no {short}_{absent[0]}: there is nothing to choose"}
-        arguments = materialise(case)
-        for function in functions.values():
-            agrees(case, function)  # a wrong form must not win
-        timed = {form: timer(lambda: function(*arguments)) for form, function in functions.items()}
+        function, arguments = resolve(op, "triton", z.draw.dtype).function, materialise(case)
+
+        def of_form(form):
+            def call(*given):
+                with forms.force(form):
+                    function(*given)
+
+            return call
+
+        calls = {form: of_form(form) for form in forms.FORMS}
+        for call in calls.values():
+            agrees(case, call)  # a wrong form must not win
+        timed = {form: timer(lambda: call(*arguments)) for form, call in calls.items()}
     except Exception as error:
         return {**entry, "skipped": f"{type(error).__name__}: {str(error)[:200]}"}
     if "skipped" in (reason := comparable(timed["fused"], timed["split"])):
@@ -206,4 +206,4 @@ def _choice(timer, z, op, group) -> dict:
     times = {f"{form}_ms": found["median_ms"] for form, found in timed.items()}
     baseline = case.peers.get("torch, base product alone")
     times["cublas_only_ms"] = timer.made(baseline)["median_ms"] if baseline else None
-    return {**entry, "form": min(("fused", "split"), key=lambda form: times[f"{form}_ms"]), **times}
+    return {**entry, "form": min(forms.FORMS, key=lambda form: times[f"{form}_ms"]), **times}

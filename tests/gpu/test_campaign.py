@@ -44,7 +44,7 @@ def test_dry_run(tmp_path):
     assert all("wrong" not in row and "failed" not in row for row in records["ops-head"]["rows"]), records["ops-head"]["rows"]
     (table,) = json.loads((tmp_path / "out" / "choices-table.json").read_text()).values()
     chosen = records["choices"]["rows"]  # of every group and the head
-    assert len(table) == len(chosen) == 9 and all(row.get("form") in ("fused", "split") for row in chosen), chosen
+    assert len(table) == len(chosen) == 11 and all(row.get("form") in ("fused", "split") for row in chosen), chosen
     steps = {row["provider"]: row for row in records["step-135m"]["rows"] if row["streams"]}
     assert steps["dynadapt"]["choices"] != "none" and steps["dynadapt"]["gpu"] == "dry run"
     assert 1e-3 < steps["dynadapt-float8"]["nll_error"] < 0.1, steps["dynadapt-float8"]

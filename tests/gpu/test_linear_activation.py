@@ -59,7 +59,7 @@ def test_forward_is_the_two_launches_to_the_bit(case, products_of_any_tile):
         before = (given[name] for name in ("bias", "A", "Bt", "slots", "scale", "u"))
         linear.linear_forward(given["x"], parts, *before, h)
         activation.activation_forward(h, case["kind"], given["y"])
-    assert same_bits(both, {"u": given["u"], "h": h, "y": given["y"]})
+    assert same_bits(both, {name: made.cpu() for name, made in (("u", given["u"]), ("h", h), ("y", given["y"]))})
 
 
 @each(linear_activation_backward, [(50, 40, 33, 7, 2, kind, again) for kind in KINDS for again in (True, False)])
@@ -69,7 +69,7 @@ def test_backward_is_the_two_launches_to_the_bit(case, products_of_any_tile):
         given = dict(zip(case.arguments, materialise(case, "triton", device=DEVICE)))
         linear.linear_backward(*(given[name] for name in ("dy", "parts", "A", "Bt", "slots", "scale", "dU", "dx")))
         activation.activation_backward(given["dx"], given["h"], case["kind"], given["dh"], given["y"])
-    assert same_bits(both, {name: given[name] for name in both})
+    assert same_bits(both, {name: given[name].cpu() for name in both})
 
 
 @pytest.mark.parametrize("make", OPS)
