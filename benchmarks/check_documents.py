@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMED = re.compile(r"`benchmarks/results/((?:cpu/)?[\w.*-]+\.json)")
+NAMED = re.compile(r"`benchmarks/results/((?:(?:cpu|h200)/)?[\w.*-]+\.json)")
 MADE = re.compile(r"<!-- (?:(?:cpu_tables|adaptation)\.py: [\w ]+|icl_page\.py) -->\n.*?<!-- end -->", re.S)
 WITHOUT = re.compile(r"<!-- no results file: .+ -->")  # and why there is none
 COUNTED = 25  # whole numbers below it are counts in words

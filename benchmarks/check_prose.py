@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT)]
 
 from benchmarks import check_documents as documents  # noqa: E402
 
-FILE = re.compile(r"`(?:benchmarks/results/)?((?:cpu/)?[\w.*-]+\.json)")
+FILE = re.compile(r"`(?:benchmarks/results/)?((?:(?:cpu|h200)/)?[\w.*-]+\.json)")
 WHOLE = re.compile(r"\s?(?:ms|[MG]B|GFLOP)\b")  # units of figures without a decimal point
 NAMES = re.compile(  # what has a point in it and is no figure
     r"`[^`]*`|\]\([^)]*\)|https?://\S+|arXiv \d{4}\.\d+|\b(?:Python|Triton|[Tt]orch|Zen|CUDA|version|of|with|from|in) \d\.\d+(?= (?:or later|and|it)|,)"
