@@ -182,13 +182,13 @@ def environment_of_children(device: str) -> dict[str, str]:
     }
 
 
-def child(command: list[str], device: str, seconds: float, **variables: str) -> tuple[int | None, str]:
-    """(exit status, output) of a process in its own group; None when it had to be stopped at its time limit: asked first, and killed
-    GRACE seconds later."""
+def start(command: list[str], device: str, stdin=None, stdout=subprocess.PIPE, **variables: str) -> subprocess.Popen:
+    """A process in its own group, ended with this one."""
     # a group, so that its own children end with it, but not a session: whoever ends this one ends it too
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command,
-        stdout=subprocess.PIPE,
+        stdin=stdin,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",  # a profiler's report, or what was cut inside a letter, need not be UTF-8
@@ -196,13 +196,19 @@ def child(command: list[str], device: str, seconds: float, **variables: str) -> 
         preexec_fn=_alone,
         env={**environment_of_children(device), **variables},
     )
+
+
+def child(command: list[str], device: str, seconds: float, **variables: str) -> tuple[int | None, str]:
+    """(exit status, output) of a process in its own group; None when it had to be stopped at its time limit: asked first, and killed
+    GRACE seconds later."""
+    process = start(command, device, **variables)
     try:
         text, _ = process.communicate(timeout=max(1.0, seconds))
         return process.returncode, text
     except subprocess.TimeoutExpired:
-        return None, _stop(process, GRACE)
+        return None, stop(process, GRACE)
     except BaseException:  # this process is asked to stop itself, and has its own GRACE for it
-        _stop(process, GRACE / 3)
+        stop(process, GRACE / 3)
         raise
 
 
@@ -216,7 +222,7 @@ def _alone() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a background job has switched off
 
 
-def _stop(process: subprocess.Popen, grace: float) -> str:
+def stop(process: subprocess.Popen, grace: float) -> str | None:
     """What it had printed. Python sees SIGINT as KeyboardInterrupt, and saves what it has."""
     _signal(process, signal.SIGINT)
     text = None

@@ -1,16 +1,17 @@
-"""Stages that time the whole adapt step, dynadapt beside its peers, one process for each provider and shape."""
+"""Stages that time the whole adapt step, dynadapt beside its peers, shape by shape."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import re
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from .ahead import ahead
-from .campaign import GRACE, STOPPED, child, write_json
+from .campaign import GRACE, STOPPED, start, stop, write_json
 from .geometry import MODELS, shapes, useful_flops
 from .machine import best
 from .ops import choices_digest
@@ -22,6 +23,10 @@ SLOW = "stacked-compile"  # compiles for minutes
 LIMITS = {SLOW: 240.0, "truth": 240.0}  # seconds of a worker; a provider that hangs costs its own time, not the others'
 LIMIT = 180.0
 LEAST = GRACE + 25  # seconds that must be left to start a worker
+ALONE = (DEPENDENT, "peft-liger")  # have processes of their own: one is decided when kernels are imported, one changes transformers
+COMPILED = "stacked-graph"  # compiles for half a minute at each shape
+TOGETHER = 4096  # tokens of a step up to which several are compiled at a time, which is what the card's memory has room for
+WARM = 75.0  # seconds
 NEEDS = {"peft-eager": "peft", "peft-liger": "liger_kernel"}
 
 
@@ -41,7 +46,9 @@ def run(campaign, record, model: str) -> None:
         record.add(provider=provider, streams=None, segment=None, failed=f"skipped: {package} is not installed")
     ahead(campaign, record, model, chosen)
     untrue = {}  # segments whose truth could not be made -> why
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Workers(campaign, Path(folder)) as workers:
+        if campaign.device == "cuda" and campaign.left >= 2 * WARM:
+            _warm(campaign, workers, model, [shape for shape in shapes(campaign.tiny) if (COMPILED, *shape) not in done])
         for provider, streams, segment in order(shapes(campaign.tiny), absent, _has_dependent_launches(campaign)):
             if (provider, streams, segment) in done or segment in untrue:
                 continue
@@ -49,7 +56,7 @@ def run(campaign, record, model: str) -> None:
                 return record.finish("out of time")
             truth = campaign.out / f"truth-{model}-{segment}.json"
             if not truth.exists():
-                found = _worker(campaign, folder, {"provider": "truth", "model": model, "segment": segment, "streams": 1})
+                found = _worker(campaign, workers, {"provider": "truth", "model": model, "segment": segment, "streams": 1})
                 if "nll" not in found:
                     untrue[segment] = found.get("failed", "no scores")
                     record.add(provider="truth", streams=None, segment=segment, **found)
@@ -65,7 +72,7 @@ def run(campaign, record, model: str) -> None:
                 "seconds": 0.2 if campaign.tiny else 6.0,
                 "truth": str(truth),
             }
-            row = _worker(campaign, folder, options)
+            row = _worker(campaign, workers, options)
             base = {
                 "provider": provider,
                 "streams": streams,
@@ -98,21 +105,94 @@ def _has_dependent_launches(campaign) -> bool:
     return campaign.device == "cuda" and torch.cuda.get_device_capability() >= (9, 0)
 
 
-def _worker(campaign, folder, options) -> dict:
-    """What the worker saved before it ended, and why it ended if not well."""
-    stem = Path(folder) / f"{options['provider']}-{options['streams']}-{options['segment']}"
+class Workers:
+    """Processes of step_worker.py, each of which measures one thing after the other; what is left of them ends with the context."""
+
+    def __init__(self, campaign, folder: Path):
+        self.campaign, self.folder, self.running = campaign, folder, {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for name in list(self.running):
+            self.end(name)
+
+    def new(self, name: str, **variables: str):
+        """(process, its output's file)"""
+        log = open(self.folder / f"{name}.log", "a+")
+        command = [sys.executable, "-m", "benchmarks.gpu.step_worker"]
+        return start(command, self.campaign.device, stdin=subprocess.PIPE, stdout=log, **variables), log
+
+    def of(self, provider: str):
+        name = provider if provider in ALONE else "step"
+        if name not in self.running or self.running[name][0].poll() is not None:
+            self.end(name)
+            self.running[name] = self.new(name, **({"DYNADAPT_DEPENDENT_LAUNCH": "1"} if provider == DEPENDENT else {}))
+        return name, *self.running[name]
+
+    def end(self, name: str) -> None:
+        if name in self.running:
+            process, log = self.running.pop(name)
+            stop(process, 1.0)
+            log.close()
+
+
+def _ask(process, folder: Path, options: dict) -> Path:
+    """Where the process will say what it found; behind it ``.done`` is there."""
+    stem = folder / "-".join(str(options[name]) for name in ("provider", "streams", "segment"))
     given, out = stem.with_suffix(".options"), stem.with_suffix(".json")
-    given.write_text(json.dumps({**options, "device": campaign.device}))
-    variables = {"DYNADAPT_DEPENDENT_LAUNCH": "1"} if options["provider"] == DEPENDENT else {}
-    command = [sys.executable, "-m", "benchmarks.gpu.step_worker", str(given), str(out)]
-    status, text = child(command, campaign.device, campaign.room(LIMITS.get(options["provider"], LIMIT)), **variables)
+    for old in (out, out.with_suffix(".done")):
+        old.unlink(missing_ok=True)
+    given.write_text(json.dumps(options))
+    process.stdin.write(f"{given}\t{out}\n")
+    process.stdin.flush()
+    return out
+
+
+def _warm(campaign, workers: Workers, model: str, at) -> None:
+    """The peer that compiles does so at all shapes before the first is timed: the smaller ones at a time, in processes of their own."""
+    small = [shape for shape in at if shape[0] * shape[1] <= TOGETHER]
+    lanes = [lane for lane in [*([shape] for shape in small), [shape for shape in at if shape not in small]] if lane]
+    running = []
+    for number, lane in enumerate(lanes):
+        process, log = workers.new(f"warm-{number}")
+        options = {"provider": COMPILED, "model": model, "warm": True, "device": campaign.device}
+        running.append((process, log, [_ask(process, workers.folder, options | {"streams": s, "segment": t}) for s, t in lane]))
+    end = time.monotonic() + campaign.room(WARM)
+    for process, log, outs in running:
+        while time.monotonic() < end and process.poll() is None and not all(out.with_suffix(".done").exists() for out in outs):
+            time.sleep(0.05)
+        stop(process, 1.0)
+        log.close()
+    print(f"{COMPILED} compiled ahead, {WARM - (end - time.monotonic()):.0f} s", flush=True)
+
+
+def _worker(campaign, workers: Workers, options) -> dict:
+    """What the worker saved before it ended, and why it ended if not well."""
+    name, process, log = workers.of(options["provider"])
+    log.seek(0, 2)
+    before = log.tell()
+    try:
+        out = _ask(process, workers.folder, {**options, "device": campaign.device})
+    except BrokenPipeError:
+        workers.end(name)
+        return {"failed": "its process ended before it was asked"}
+    done = out.with_suffix(".done")
+    end = time.monotonic() + campaign.room(LIMITS.get(options["provider"], LIMIT))
+    while time.monotonic() < end and process.poll() is None and not done.exists():
+        time.sleep(0.02)
     found = json.loads(out.read_text()) if out.exists() else {}
-    if status is None:
-        found["failed"] = STOPPED
-    elif status:
-        errors = re.findall(r"^\w[\w.]*(?:Error|Exception|Interrupt)\b.*", text, re.MULTILINE)
-        found["failed"] = (errors or text.strip().splitlines() or ["no output"])[-1][:400]
-        found["said"] = text[-1500:]
+    if done.exists():
+        failed = done.read_text()
+    elif process.poll() is None:
+        failed = STOPPED
+        workers.end(name)
+    else:
+        failed = f"its process ended with status {process.poll()}"
+    if failed:
+        found["failed"] = failed[:400]
+        found["said"] = (workers.folder / f"{name}.log").read_bytes()[before:].decode(errors="replace")[-1500:]
     return found
 
 

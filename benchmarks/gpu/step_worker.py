@@ -1,7 +1,7 @@
-"""One provider of the stage ``step`` in a process of its own: ``python -m benchmarks.gpu.step_worker OPTIONS.json OUT.json``.
+"""Providers of the stage ``step``, one after the other: ``python -m benchmarks.gpu.step_worker``, a line ``OPTIONS.json OUT.json`` each.
 
 Makes the step, holds its first scores against the truth (transformers + peft in float32, or plain torch where these do not run), and only
-then times it.
+then times it. One process does many, because starting one takes ten seconds. OUT.done is there when one has ended, with why if not well.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import gc
 import json
 import sys
 import time
+import traceback
 from collections import defaultdict
 from pathlib import Path
 
-STARTED = time.time()
+import torch
 
-import torch  # noqa: E402
-
-from .campaign import write_json  # noqa: E402
-from .geometry import MODELS, RANK, random_weights  # noqa: E402
-from .timing import spread  # noqa: E402
+from .campaign import LOST, write_json
+from .geometry import MODELS, RANK, random_weights
+from .timing import spread
 
 CHECKED = 4  # steps whose scores are compared; the later ones depend on gradients, update and memory
 LR, ALPHA = 2e-3, 32.0
@@ -251,11 +250,14 @@ def _error(a, b) -> float:
 
 
 def measure(o, save) -> None:
+    began = time.perf_counter()
+    if o["device"] == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     blocks = segments(MODELS[o["model"]], o["streams"], o["segment"], o["device"])
     provider = PROVIDERS[o["provider"]](o, _dtype(o))
     sync = torch.cuda.synchronize if o["device"] == "cuda" else lambda: None
     first = provider.step(blocks[0])[0].float().cpu()
-    save(first_step_seconds=time.time() - STARTED)
+    save(first_step_seconds=time.perf_counter() - began)
     found = torch.stack([first, *(provider.step(blocks[0])[0].float().cpu() for _ in range(CHECKED - 1))])
     expected = json.loads(Path(o["truth"]).read_text())
     # in units of how far off the truth's own code is in bf16; float8 is another model, and only kept sane
@@ -325,9 +327,42 @@ def main(options: str, out: str) -> None:
 
     if o["provider"] == "truth":
         save(**truth(o))
+    elif o.get("warm"):
+        warm(o)
     else:
         measure(o, save)
 
 
+def warm(o) -> None:
+    """Steps of a provider that are timed by nobody: what they compile is there for the process that times them."""
+    block = segments(MODELS[o["model"]], o["streams"], o["segment"], o["device"])[0]
+    scores(PROVIDERS[o["provider"]](o, _dtype(o)), block)
+
+
+def serve(lines) -> None:
+    for line in lines:
+        options, out = line.split("\t")[0], line.rstrip("\n").split("\t")[1]
+        ended = ""
+        try:
+            main(options, out)
+        except Exception as error:
+            traceback.print_exc()
+            ended = f"{type(error).__name__}: {error}"
+        Path(out).with_suffix(".done").write_text(ended)
+        if any(text in ended for text in LOST):
+            sys.exit(70)  # no later call of this process to the GPU would succeed
+        try:
+            _forget(json.loads(Path(options).read_text()))
+        except Exception:
+            sys.exit(71)
+
+
+def _forget(o) -> None:
+    """Nothing of what was measured stays on the card, nor in the compiler's caches of this process."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    _empty_cache(o)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(sys.stdin)

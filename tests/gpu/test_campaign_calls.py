@@ -322,13 +322,71 @@ def test_a_cut_leaves_whole_comparisons(tmp_path, monkeypatch):
     assert step.order(shapes, (), True)[-3:] == [(step.DEPENDENT, *shape) for shape in shapes]
 
 
+OPTIONS = {"model": "tiny", "segment": 16, "streams": 2, "seconds": 0.1}
+
+
+def workers_that_run(program: str, folder, monkeypatch):
+    """Workers whose processes are this program instead."""
+    real, c = step.start, Campaign(folder, "cpu", 520.0)
+    monkeypatch.setattr(step, "start", lambda command, device, **given: real([sys.executable, "-c", program], device, **given))
+    return c, step.Workers(c, folder)
+
+
 def test_a_worker_has_a_time_of_its_own(tmp_path, monkeypatch):
-    given = {}
-    monkeypatch.setattr(step, "child", lambda command, device, seconds, **_: (given.setdefault("seconds", seconds), (1, ""))[1])
-    for provider, most in (("stacked-graph", step.LIMIT), ("stacked-compile", step.LIMITS["stacked-compile"])):
-        given.clear()
-        step._worker(Campaign(tmp_path, "cpu", 520.0), tmp_path, {"provider": provider, "streams": 1, "segment": 8})
-        assert given["seconds"] == most
+    """What hangs is stopped at its limit, the slow peer at its own, and the next one has a new process."""
+    c, workers = workers_that_run("import time; time.sleep(60)", tmp_path, monkeypatch)
+    monkeypatch.setattr(step, "LIMIT", 0.3)
+    monkeypatch.setitem(step.LIMITS, "stacked-compile", 0.6)
+    pids = []
+    with workers:
+        for provider, least in (("stacked-graph", 0.3), ("stacked-compile", 0.6)):
+            pids.append(workers.of(provider)[1].pid)
+            start = time.monotonic()
+            assert step._worker(c, workers, {**OPTIONS, "provider": provider})["failed"] == campaign.STOPPED
+            assert least <= time.monotonic() - start < least + 5
+    assert pids[0] != pids[1] and not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_worker_that_ends_says_what_it_had_found(tmp_path, monkeypatch):
+    program = (
+        "import sys; out = input().split(chr(9))[1]; open(out, 'w').write('{\"median_ms\": 2.0}'); print('illegal access'); sys.exit(70)"
+    )
+    c, workers = workers_that_run(program, tmp_path, monkeypatch)
+    with workers:
+        found = step._worker(c, workers, {**OPTIONS, "provider": "dynadapt"})
+    assert found == {"median_ms": 2.0, "failed": "its process ended with status 70", "said": "illegal access\n"}
+
+
+def test_one_process_measures_one_thing_after_the_other(tmp_path):
+    """Behind a failure too; what changes its libraries has a process of its own."""
+    c = Campaign(tmp_path, "cpu", 520.0)
+    with step.Workers(c, tmp_path) as workers:
+        truth = step._worker(c, workers, {**OPTIONS, "provider": "truth"})
+        campaign.write_json(tmp_path / "truth.json", truth)
+        ask = lambda provider: step._worker(c, workers, {**OPTIONS, "provider": provider, "truth": str(tmp_path / "truth.json")})  # noqa: E731
+        pid = workers.of("dynadapt")[1].pid
+        assert "median_ms" in ask("dynadapt") and "failed" not in ask("stacked-graph")
+        assert ask("nobody")["failed"].startswith("KeyError") and "Traceback" in ask("nobody")["said"]
+        assert "median_ms" in ask("dynadapt") and workers.of("stacked-compile")[1].pid == pid
+        assert workers.of("peft-liger")[1].pid != pid != workers.of(step.DEPENDENT)[1].pid
+
+
+def test_the_peer_that_compiles_is_made_ahead_at_every_shape(tmp_path, monkeypatch):
+    made = []
+    ask = step._ask
+    monkeypatch.setattr(
+        step, "_ask", lambda process, folder, o: made.append((process.pid, o["streams"], ask(process, folder, o))) or made[-1][2]
+    )
+    monkeypatch.setattr(step, "TOGETHER", 32)
+    c = Campaign(tmp_path, "cpu", 520.0)
+    with step.Workers(c, tmp_path) as workers:
+        step._warm(c, workers, "tiny", [(1, 16), (2, 16), (3, 16), (4, 16)])
+    assert [out.with_suffix(".done").read_text() for _, _, out in made] == [""] * 4
+    by_process = {}
+    for pid, streams, _ in made:
+        by_process.setdefault(pid, []).append(streams)
+    assert sorted(by_process.values()) == [[1], [2], [3, 4]]  # the larger ones one after the other
+    assert not any(Path(f"/proc/{pid}").exists() for pid in by_process)
 
 
 @pytest.mark.parametrize("broken", [ImportError("No module named 'peft'"), TypeError("from_config() got an unexpected keyword")])
