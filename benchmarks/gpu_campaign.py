@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_campaign.py [STAGE...] [--out DIR] [--list] [--bundle FILE.tar.gz] [--resume]
     python benchmarks/gpu_campaign.py quarter-hour-1 --resume --bundle OUT/all.tar.gz         # and -2: a quarter of an hour in all
+    python benchmarks/gpu_campaign.py ... --keep-compiled OUT/compiled; on the next machine: --compiled OUT/compiled --restore OUT/all.tar.gz
     python benchmarks/gpu_campaign.py first-half-hour-1 --resume --bundle OUT/all.tar.gz      # and -2 to -4
     python benchmarks/gpu_campaign.py --device cpu        # dry run of the campaign's own code on tiny sizes, no GPU
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import lzma
 import os
 import sys
 import tarfile
@@ -27,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from benchmarks.gpu import kept  # noqa: E402
 from benchmarks.gpu.campaign import GRACE, RESTARTED, Campaign, Record, Restart, child  # noqa: E402
 from benchmarks.gpu.choice_table import take_up  # noqa: E402
 
@@ -61,6 +64,7 @@ STAGES = {
 ONLY_ON_A_GPU = ("core", "correctness", "sanitizers", "profiles", "step-1b", "step-8b")
 OVER = 5.0  # seconds that a stage may go on behind its time before it is asked to stop; then it has GRACE
 SUMMARY = 15.0
+PACKING = 10.0  # of what was compiled
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ def run(args, folder: Path) -> tuple[list[str], list[str]]:
     calls = [CALLS[name] for name in args.stages if name in CALLS]
     limits = args.device == "cuda"  # a dry run shows that stages work, however slow the machine
     total = sum(call.seconds for call in calls) if calls and limits else float("inf")
-    end = time.monotonic() + min(total, args.total or float("inf")) - 5  # to start and to pack
+    end = time.monotonic() + min(total, args.total or float("inf")) - 5 - PACKING * bool(args.keep_compiled)  # to start and to pack
     able = lambda name: args.device == "cuda" or name not in ONLY_ON_A_GPU  # noqa: E731
     asked = [pair for name in args.stages for pair in (CALLS[name].stages.items() if name in CALLS else [(name, args.seconds)])]
     asked = [(name, limit if limits else args.seconds) for name, limit in asked if able(name) or name in args.stages]
@@ -214,6 +218,8 @@ def parse(arguments):
     parser.add_argument("--total", type=float, help="seconds for all stages together: those that don't fit are named and left out")
     parser.add_argument("--resume", action="store_true", help="keep the rows of an earlier run of a stage and measure the others")
     parser.add_argument("--bundle", metavar="FILE", help="pack everything into this .tar.gz after each stage")
+    parser.add_argument("--keep-compiled", metavar="DIR", help="at the end, what was compiled goes there in parts of 15 MiB")
+    parser.add_argument("--compiled", metavar="DIR", help="begin with what --keep-compiled left on another machine of this kind")
     parser.add_argument("--restore", metavar="FILE", help="begin with the records of an earlier bundle, for --resume on a fresh machine")
     parser.add_argument("--model", help="stage real: the model's directory")
     parser.add_argument("--text", help="stage real: a long text")
@@ -239,11 +245,19 @@ def main(arguments=None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     if args.restore:
         restore(folder, args.restore)
+    if args.compiled:
+        try:
+            print(f"--compiled: {kept.unpack(Path(args.compiled))} files put in their places", flush=True)
+        except (FileNotFoundError, lzma.LZMAError) as error:
+            print(f"--compiled: {error}", file=sys.stderr)
+            return 2
     if args.device == "cuda":
         take_up(folder, ROOT / "kernels" / "choices.json")  # measured in an earlier call: a fresh machine has none of it
     if args.inside:
         return inside(args, args.stages[0])
     failed, left_out = run(args, folder)
+    if args.keep_compiled:
+        print(f"--keep-compiled: {len(kept.pack(Path(args.keep_compiled)))} parts")
     if left_out:
         print(f"left out for want of time{', or of what was to be built' if 'build' in failed else ''}: {', '.join(left_out)}")
     if failed:

@@ -19,7 +19,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))
 
 from benchmarks import gpu_campaign, native_build  # noqa: E402
-from benchmarks.gpu import campaign, choice_table, machine, ops, stacked, step, step_worker, timing  # noqa: E402
+from benchmarks.gpu import campaign, choice_table, kept, machine, ops, stacked, step, step_worker, timing  # noqa: E402
 from benchmarks.gpu.campaign import Campaign, Record, child  # noqa: E402
 from benchmarks.gpu.summary import goals, ops_table  # noqa: E402
 from benchmarks.gpu_campaign import CALLS, STAGES, late, stage_function  # noqa: E402
@@ -284,6 +284,62 @@ def test_rows_of_other_choices_or_another_card_are_put_aside(tmp_path, monkeypat
         row["gpu"] = "another"
     (tmp_path / "step-135m.json").write_text(json.dumps(second))
     assert len(rows()["aside"]) == 2 + len(first["rows"]) and len(measured) == len(first["rows"])
+
+
+# ---- what was compiled
+
+
+def test_what_was_compiled_is_brought_along(tmp_path, monkeypatch, capsys):
+    """In parts of a given size; to another place of the cache, which the group files then name; what is not read again stays behind."""
+    monkeypatch.setattr(kept, "PART", 3000)
+    here, there, parts, tree = (tmp_path / name for name in ("here", "there", "parts", "tree"))
+    monkeypatch.setattr(kept, "ROOT", tree)
+    (tree / "dynadapt").mkdir(parents=True)
+    (tree / "csrc").mkdir()
+    (tree / "CMakeLists.txt").write_text("project")
+    native = tree / "dynadapt" / "_C.cpython-312-x86_64-linux-gnu.so"
+    native.write_bytes(os.urandom(5000))
+    (tree / kept.BUILT).parent.mkdir(parents=True)
+    (tree / kept.BUILT).write_text(kept.mark())
+    files = {
+        "AB/k.cubin": os.urandom(4000),
+        "AB/__grp__k.json": json.dumps({"child_paths": {"k.cubin": str(here / "AB/k.cubin")}}).encode(),
+    }
+    for name, content in {**files, "AB/k.ptx": b"text"}.items():
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(content)
+    monkeypatch.setattr(kept, "cache", lambda: here)
+    (parts / "x").mkdir(parents=True)
+    (parts / kept.NAME.format(17)).write_bytes(b"of an earlier call")
+    made = kept.pack(parts)
+    assert len(made) > 3 and all(part.stat().st_size <= 3000 for part in made) and sorted(parts.glob("*.part")) == made
+    content = native.read_bytes()
+    native.unlink()
+    monkeypatch.setattr(kept, "cache", lambda: there)
+    assert kept.unpack(parts) == 3 and native.read_bytes() == content
+    assert (there / "AB/k.cubin").read_bytes() == files["AB/k.cubin"] and not (there / "AB/k.ptx").exists()
+    assert json.loads((there / "AB/__grp__k.json").read_text())["child_paths"]["k.cubin"] == str(there / "AB/k.cubin")
+    assert kept.unpack(parts) == 0  # what is there stays
+    before = kept.mark()
+    (tree / "csrc" / "a.c").write_text("int a;")
+    assert kept.mark() != before  # and what was built is of other code now
+    assert gpu_campaign.main(["summary", "--device=cpu", f"--out={tmp_path}", f"--compiled={tmp_path}"]) == 2
+    assert "expected compiled-00.part" in capsys.readouterr().err
+
+
+def test_a_build_of_the_same_code_is_not_made_again(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "link_kernels", lambda root: None)
+    monkeypatch.setattr(machine, "child", lambda command, *_, **__: ran.append(command[0]) or (0, ""))
+    monkeypatch.setattr(machine.kept, "mark", lambda: "this code")
+    (tmp_path / kept.BUILT).parent.mkdir(parents=True)
+    c = Campaign(tmp_path, "cuda", 520.0)
+    for written, commands in (("other code", 4), ("this code", 1)):
+        (tmp_path / kept.BUILT).write_text(written)
+        ran.clear()
+        machine.build(c, SimpleNamespace(data={}, add=lambda **_: None))
+        assert len(ran) == commands and (tmp_path / kept.BUILT).read_text() == "this code"
 
 
 # ---- the step's stages
