@@ -74,8 +74,11 @@ def unpack(source: Path) -> int:
             if not name or ".." in Path(name).parts or path.exists():
                 continue
             content = archive.extractfile(entry).read()
-            if path.name.startswith("__grp__"):  # has the places of the others
-                content = content.replace(json.dumps(before)[1:-1].encode(), json.dumps(str(cache()))[1:-1].encode())
+            if path.name.startswith("__grp__"):  # has the places of the others, all of which newer Tritons want to see
+                group = json.loads(content)
+                held = {child: Path(at) for child, at in group["child_paths"].items() if Path(at).suffix in SUFFIXES}
+                group["child_paths"] = {child: str(cache() / at.relative_to(before)) for child, at in held.items()}
+                content = json.dumps(group).encode()
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             path.chmod(entry.mode & 0o777)
