@@ -160,7 +160,8 @@ def variant_of(kernel, function, d, dtype, large, arch, absent=("window", "softc
     absent = (*absent, *(() if split else ("shares", "done")))
     nothing = {name: None for name in absent if name in function.arg_names}
     constexprs = {**geometry(32, 8, d), **sizes, **nothing}
-    return variant(name, function, _TYPES, constexprs, dtype=short, tensor_core=short == "bf16", archs=(arch,), **options)
+    apart = kernel == "dkv" and d > 128  # the registers of two such sums leave no other way
+    return variant(name, function, _TYPES, constexprs, dtype=short, tensor_core=short == "bf16", archs=(arch,), one_by_one=apart, **options)
 
 
 SMALL, _LARGE = [[(d, torch.bfloat16, large) for d in (64, 128)] for large in (False, True)]

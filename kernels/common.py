@@ -131,7 +131,7 @@ class Variant:
 
     ``signature`` maps every argument that is no constexpr to its Triton type ("*bf16", "*fp32", "*i32", "*i64", "i32",
     "fp32"); pointers and integers named in ``aligned`` are divisible by 16. ``tensor_core``: the kernel must use tensor
-    cores (wgmma on sm_90, mma on the others). ``spills`` is the budget in bytes.
+    cores (wgmma on sm_90, mma on the others). ``spills`` is the budget in bytes. ``one_by_one``: each wgmma may wait for the one before.
     """
 
     name: str
@@ -146,6 +146,7 @@ class Variant:
     registers: int = 255
     shared: int = 227 * 1024  # bytes; sm_80's budget is smaller (compile.py)
     archs: tuple[int, ...] = (80, 90, 100)
+    one_by_one: bool = False
 
 
 def variant(name: str, kernel, types: dict[str, str], constexprs: dict, *, loose=(), dtype="bf16", **budget) -> Variant:

@@ -3,7 +3,7 @@
     python -m dynadapt.kernels.compile [FILE...] [--arch 90 ...] [--quick] [--json OUT] [--jobs N]
 
 A row is one ``Variant`` on one architecture: registers a thread, spilled bytes, stack, shared memory, which tensor-core
-instruction it uses, seconds. Exit status 1, with the rows named, when one does not compile or leaves its budget. FILE is
+instruction it uses, seconds; in the file also how many accesses a thread makes of 1 or 2 bytes, and whether its products wait for each other. Exit status 1, with the rows named, when one does not compile or leaves its budget. FILE is
 the name of a file of this package (``linear``) or the path of a Python file that exports ``VARIANTS``.
 """
 
@@ -58,6 +58,25 @@ OLDER_SPILLS = {
     ("dynadapt_lora_gradient_update_sum", 90): 8,
     ("dynadapt_row_expand", 100): 24,
 }
+# Loads and stores of 1 or 2 bytes by a thread that a kernel's code for the target may have: single numbers beside its tiles, or those named here, of
+# optional ops, of fused updates, and of gate and up that lie in turns. What is beyond it is most often a tile of whose first column nothing is known.
+NARROW = 16
+MORE_NARROW = {
+    "dynadapt_bias_gradient": 64,  # of an odd width
+    "dynadapt_delta_gates_backward": 32,
+    "dynadapt_gather_columns": 32,
+    "dynadapt_linear_activation_forward": 160,
+    "dynadapt_lora_gradient_update": 96,
+    "dynadapt_reset": 32,
+    "dynadapt_row_expand": 128,
+    "dynadapt_row_gradient": 32,
+    "dynadapt_row_shrink": 96,
+    "dynadapt_slot_expand": 96,
+    "dynadapt_slot_gradient": 64,
+    "dynadapt_slot_shrink": 64,
+    "dynadapt_weight_gradient": 32,
+    "dynadapt_weight_gradient_update": 64,
+}
 # The first that occurs in the PTX is what the kernel multiplies with.
 TENSOR_CORE = (("tcgen05", "tcgen05.mma"), ("wgmma", "wgmma.mma_async"), ("mma", "mma.sync"))
 EXPECTED = {80: ("mma",), 90: ("wgmma",), 100: ("tcgen05", "mma")}
@@ -76,6 +95,8 @@ class Row:
     stack: int = 0  # bytes
     shared: int = 0  # bytes
     tensor_core: str = "none"
+    narrow: int = 0  # loads and stores of 1 or 2 bytes by a thread, in the code
+    one_by_one: bool = False  # each wgmma waits for the one before
     seconds: float = 0.0
     faults: list[str] = field(default_factory=list)
 
@@ -138,6 +159,26 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
 
 
+def disassembled(cubin: bytes) -> str:
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([knobs.nvidia.cuobjdump.path, "-sass", file.name], check=True, capture_output=True, text=True).stdout
+
+
+def narrow_accesses(sass: str) -> int:
+    return len(re.findall(r"\b(?:LDG|STG)\.E(?:\.\w+)*?\.[US](?:8|16)\b", sass))
+
+
+def waits_one_by_one(sass: str) -> bool:
+    """Whether the compiler gave up on products that follow each other: then every wgmma is waited for, else one at the end of a few. It does where
+    an accumulator is set, as to zero, while another one's product is on its way (ptxas calls it C7515)."""
+    products = re.findall(r"\bHGMMA\.[^;]*", sass)
+    return len(products) >= 8 and sum("gsb0" in product for product in products) > 0.8 * len(products)
+
+
 def spilled(ptx: str, arch: int) -> int:
     """Bytes spilled, stores and loads, as the assembler reports them. Asked only where a stack exists: spills live there."""
     from triton.backends.nvidia.compiler import get_ptxas
@@ -168,6 +209,10 @@ def check(row: Row, variant: Variant, scratch: int) -> None:
     row.faults += [f"{what}: {used} {unit}, budget {budget}" for what, used, budget, unit in budgets if used > budget]
     if variant.tensor_core and row.tensor_core not in EXPECTED.get(row.arch, ("mma",)):
         row.faults.append(f"tensor core: {row.tensor_core}, expected {' or '.join(EXPECTED.get(row.arch, ('mma',)))}")
+    if row.arch == TARGET and row.narrow > (most := MORE_NARROW.get(row.kernel, NARROW)):
+        row.faults.append(f"accesses of 1 or 2 bytes: {row.narrow}, budget {most}")
+    if row.one_by_one and not variant.one_by_one:
+        row.faults.append("each wgmma waits for the one before: an accumulator is set while another one's product is on its way")
     if scratch:
         row.faults.append(f"global scratch: {scratch} bytes, which Triton would allocate at each launch")
 
@@ -184,6 +229,8 @@ def examine(file: str, index: int, arch: int) -> Row:
         row.shared = compiled.metadata.shared
         row.tensor_core = next((name for name, text in TENSOR_CORE if text in compiled.asm["ptx"]), "none")
         row.spills = spilled(compiled.asm["ptx"], arch) if row.stack or used.get("LOCAL") else 0
+        sass = disassembled(compiled.asm["cubin"])
+        row.narrow, row.one_by_one = narrow_accesses(sass), waits_one_by_one(sass)
         check(row, variant, compiled.metadata.global_scratch_size)
     except Exception as error:  # the other kernels are still worth knowing about
         row.faults.append(f"{type(error).__name__}: {str(error).strip()[:600]}")

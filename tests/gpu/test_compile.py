@@ -36,8 +36,16 @@ def variant(name, size, core=True, **more):
                    aligned=("a", "b", "c", "K"), **more)
 
 
+@triton.jit
+def dynadapt_narrow(a, c, n, BM: tl.constexpr):
+    m = tl.arange(0, BM)
+    column = tl.min(n + m, 0) + m  # of whose first nothing is known
+    tl.store(c + m[:, None] * BM + m[None, :], tl.load(a + m[:, None] * BM + column[None, :]).to(tl.float32))
+
+
 VARIANTS = [variant("good", 64), variant("spills", 256), variant("no core", 64, core=False),
-            variant("crowded", 64, registers=32, shared=1024)]
+            variant("crowded", 64, registers=32, shared=1024),
+            Variant("narrow", dynadapt_narrow, {"a": "*bf16", "c": "*fp32", "n": "i32"}, {"BM": 64}, aligned=("a", "c", "n"))]
 """
 
 
@@ -71,8 +79,26 @@ def test_checker_names_what_leaves_its_budget(tmp_path):
         assert faults["no core", arch] == f"tensor core: none, expected {core}"
         assert "registers" in faults["crowded", arch] and "shared memory" in faults["crowded", arch]
         assert f"planted: dynadapt_planted [spills] sm_{arch}: spills" in text
+    assert "accesses of 1 or 2 bytes: 32, budget 16" in faults["narrow", 90] and not faults["narrow", 80]
     good = next(r for r in rows if r["variant"] == "good" and r["arch"] == 90)
     assert 16 < good["registers"] < 256 and good["shared"] > 0 and good["tensor_core"] == "wgmma"
+
+
+def test_products_that_wait_for_each_other_are_seen():
+    """In the compiled code: what Triton 3.6 makes of a sum that is scaled and added to in one product, and of one that is added to apart."""
+    from dynadapt.kernels import attention_backward, compile
+
+    product = "        /*{:04x}*/  HGMMA.64x64x16.F32.BF16 R24, R88, gdesc[UR24], R24{} ;\n"
+    code = lambda every: "".join(product.format(16 * i, ", gsb0" if (i + 1) % every == 0 else "") for i in range(12))  # noqa: E731
+    assert compile.waits_one_by_one(code(1)) and not compile.waits_one_by_one(code(4)) and not compile.waits_one_by_one(code(1)[:400])
+    d64, d256 = (
+        next(v for v in attention_backward.VARIANTS if v.kernel is attention_backward.dynadapt_attention_dkv and f"d {d}, bf16" in v.name)
+        for d in (64, 256)
+    )
+    for variant, faults in ((d64, 1), (d256, 0)):  # of the widest heads it is known
+        row = compile.Row("attention_backward", "dynadapt_attention_dkv", variant.name, 90, tensor_core="wgmma", one_by_one=True)
+        compile.check(row, variant, 0)
+        assert len(row.faults) == faults, row.faults
 
 
 def test_kernels_without_variants_are_refused(tmp_path):
