@@ -252,6 +252,7 @@ def _error(a, b) -> float:
 def measure(o, save) -> None:
     began = time.perf_counter()
     if o["device"] == "cuda":
+        torch.cuda.init()  # without which there are no statistics to begin anew
         torch.cuda.reset_peak_memory_stats()
     blocks = segments(MODELS[o["model"]], o["streams"], o["segment"], o["device"])
     provider = PROVIDERS[o["provider"]](o, _dtype(o))
