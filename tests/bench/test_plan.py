@@ -240,7 +240,12 @@ def test_command(capsys, tmp_path):
     code, said = _plan(
         capsys, "--model", "smollm2-135m", "--streams", "16", "--gpu", "h200", "--gpus", "4", "--json", str(tmp_path / "plan.json")
     )
-    assert code == 0 and "at most 4 streams each" in said and "datasheet" in said and "8.0 times its floor at 1 x 512" in " ".join(said.split())
+    assert (
+        code == 0
+        and "at most 4 streams each" in said
+        and "datasheet" in said
+        and "8.0 times its floor at 1 x 512" in " ".join(said.split())
+    )
     steps = json.loads((ROOT / "benchmarks" / "results" / "h200" / "second-run.json").read_text())["steps"]
     floors = {1: 0.57556e-3, 64: 45.7261e-3}  # of the step that was measured, by gpu-predictions.json of its time
     of_floor = {r["streams"]: r["seconds"]["median"] / floors[r["streams"]] for r in steps if r["provider"] == "dynadapt"}
