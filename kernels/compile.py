@@ -65,7 +65,7 @@ MORE_NARROW = {
     "dynadapt_bias_gradient": 64,  # of an odd width
     "dynadapt_delta_gates_backward": 32,
     "dynadapt_gather_columns": 32,
-    "dynadapt_linear_activation_forward": 160,
+    "dynadapt_linear_activation_forward": 144,
     "dynadapt_lora_gradient_update": 96,
     "dynadapt_reset": 32,
     "dynadapt_row_expand": 128,

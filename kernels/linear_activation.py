@@ -86,8 +86,7 @@ def dynadapt_linear_activation_forward(
     if RANK > 0:
         slot = tl.load(slots + stream).to(tl.int64)
         r = tl.arange(0, HALVES * RP)
-        half, own = r // RP, r % RP
-        place, live = half * RANK + own, own < RANK
+        place, live = r // RP * RANK + r % RP, r % RP < RANK
         a_tile = a + slot * a_stride + place[None, :] * K + k[:, None]  # [BK, HALVES RP], A^T
         low = tl.zeros([BM, HALVES * RP], tl.float32)
     for k0 in range(0, K, BK):
@@ -107,9 +106,15 @@ def dynadapt_linear_activation_forward(
             tl.store(u + row * u_stride + m[:, None] * u_stride + place[None, :], rounded, mask=stored & live[None, :])
         scaled = (rounded.to(tl.float32) * scale).to(h.dtype.element_ty)
         # of gate's u the columns of gate alone, and of up's those of up: zeros add nothing to a sum
-        b_tile = bt + slot * bt_stride + own[:, None] * WIDTH + (part * F + column)[None, :]  # [HALVES RP, BN]
-        mine = live[:, None] & (half[:, None] == part[None, :]) & (column < F)[None, :]
-        acc = dot(scaled, tl.load(b_tile, mask=mine, other=0.0), acc)
+        own_r, wide = tl.arange(0, RP), tile * COLUMNS + tl.arange(0, COLUMNS)
+        b_tile = bt + slot * bt_stride + own_r[:, None] * WIDTH + wide[None, :]
+        there = (own_r < RANK)[:, None] & (wide < F)[None, :]
+        b = tl.load(b_tile, mask=there, other=0.0)
+        if HALVES == 2:  # read as they lie, put in turns here
+            none, up = tl.zeros_like(b), tl.load(b_tile + F, mask=there, other=0.0)
+            of_gate, of_up = tl.reshape(tl.join(b, none), [RP, BN]), tl.reshape(tl.join(none, up), [RP, BN])
+            b = tl.reshape(tl.permute(tl.join(of_gate, of_up), (2, 0, 1)), [HALVES * RP, BN])
+        acc = dot(scaled, b, acc)
     if bias is not None:
         acc += tl.load(bias + part * F + column, mask=column < F, other=0.0).to(tl.float32)[None, :]
     kept = acc.to(h.dtype.element_ty)
