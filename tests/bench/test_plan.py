@@ -244,12 +244,15 @@ def test_command(capsys, tmp_path):
         code == 0
         and "at most 4 streams each" in said
         and "datasheet" in said
-        and "8.0 times its floor at 1 x 512" in " ".join(said.split())
+        and "7.6 times this floor at 1 x 512" in " ".join(said.split())
     )
     steps = json.loads((ROOT / "benchmarks" / "results" / "h200" / "second-run.json").read_text())["steps"]
-    floors = {1: 0.57556e-3, 64: 45.7261e-3}  # of the step that was measured, by gpu-predictions.json of its time
-    of_floor = {r["streams"]: r["seconds"]["median"] / floors[r["streams"]] for r in steps if r["provider"] == "dynadapt"}
-    assert {streams: round(times, 1) for streams, times in of_floor.items()} == {1: 8.0, 64: 2.1}
+    for streams, times in ((1, 7.6), (64, 2.5)):
+        shape = ("--streams", str(streams), "--segment", "512", "--memory", "512")
+        assert _plan(capsys, "--model", "smollm2-135m", *shape, "--gpu", "h200", "--json", str(tmp_path / "one.json"))[0] == 0
+        floor = json.loads((tmp_path / "one.json").read_text())["floor_seconds"]
+        measured_step = next(r for r in steps if (r["provider"], r["streams"]) == ("dynadapt", streams))
+        assert round(measured_step["seconds"]["median"] / floor, 1) == times
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["streams_a_gpu"] == 4 and plan["binding"] in ("products", "traffic") and plan["expected_seconds"] is None
 
