@@ -21,12 +21,13 @@ from .attention_parts import MAX_HEAD, block_sizes, geometry, sums_by_head
 from .common import launch, room, scratch
 from .tiles import generation
 
+SMALLEST = torch.finfo(torch.float32).tiny
 SMS = 132  # blocks are halved when larger ones would leave multiprocessors without work
 
 
 def _check(op, qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, window, *contiguous):
-    if not scale > 0:
-        raise ValueError(f"{op}: scale is {scale}, accepted is a positive number")
+    if not SMALLEST <= scale <= 1 / SMALLEST:  # the exponents' factor in float32: masked scores of -inf times 0 would be no number
+        raise ValueError(f"{op}: scale is {scale}, accepted is {SMALLEST:.3g} to {1 / SMALLEST:.3g}")
     if window is not None and window < 2:
         raise ValueError(f"{op}: window is {window}, accepted is None or at least 2")
     if d > MAX_HEAD:
@@ -55,12 +56,14 @@ def _family(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, scale, wind
     """What the launches of a call take, by name; keys and values have been put side by side."""
     mem_slot, mem_row = (0, 0) if mem_k is None else mem_k.stride()[:2]
     memory = 0 if mem_k is None else mem_k.shape[1]
+    segment = qkv.shape[0] // len(slots)
+    if window is not None:
+        window = min(window, memory + segment)  # of which it sees all: positions added to a longer one may pass 2^31
     given = dict(qkv=qkv, mem_k=mem_k, mem_v=mem_v, mem_len=mem_len, slots=slots, cos=cos, sin=sin, scale=scale, window=window)
-    given["softcap"] = softcap
-    given |= dict(segment=qkv.shape[0] // len(slots), memory=memory, mem_slot=mem_slot, mem_row=mem_row, **geometry(hq, hkv, d))
+    given |= dict(softcap=softcap, segment=segment, memory=memory, mem_slot=mem_slot, mem_row=mem_row, **geometry(hq, hkv, d))
     for name, width in (("keys", 2 * given["HP"]), ("values", given["DP"])):
-        given[name] = room(qkv.device, f"attention_{name}", len(slots) * hkv, memory + given["segment"], width, dtype=qkv.dtype)
-    blocks = triton.cdiv(memory, ROWS) + triton.cdiv(given["segment"], ROWS)
+        given[name] = room(qkv.device, f"attention_{name}", len(slots) * hkv, memory + segment, width, dtype=qkv.dtype)
+    blocks = triton.cdiv(memory, ROWS) + triton.cdiv(segment, ROWS)
     launch(dynadapt_attention_keys, (len(slots) * hkv, blocks), given, BR=ROWS, num_warps=4)
     return given
 

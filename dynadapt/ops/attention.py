@@ -80,7 +80,7 @@ def attention_forward(qkv, mem_k, mem_v, mem_len, slots, cos, sin, hq, hkv, d, s
     """out [N, hq d] and lse [S, hq, T] from qkv [N, (hq + 2 hkv) d].
 
     mem_k, mem_v [slots, C, hkv d] or None; mem_len int32 [slots]; slots int32 [S]; cos, sin float32 [P, d/2] or None;
-    window: None, or at least 2; softcap: None, or a number above 0.
+    scale: a number above 0; window: None, or at least 2; softcap: None, or a number above 0.
     """
     _check_window(window)
     for i, slot, rows, length in _streams(qkv, slots, mem_len):

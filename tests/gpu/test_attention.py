@@ -27,6 +27,7 @@ SIZES = [
     (1, 100, None, 3, 1, 20, True, "", 17),
     (2, 70, 90, 2, 1, 24, True, "", 2),
     (1, 40, 130, 2, 2, 17, False, "", 60),
+    (1, 70, 9, 2, 1, 20, True, "", 2**31 - 1),
     # soft-cap
     (1, 70, 63, 3, 1, 20, True, "", None, 0.7),
     (2, 33, 90, 2, 1, 24, True, "", 20, 2.0),
@@ -135,6 +136,10 @@ def test_errors_name_the_argument():
         ({"sin": None}, r"cos is given without sin"),
         ({"mem_v": None}, r"mem_k, mem_v, mem_len are only partly given"),
         ({"slots": torch.zeros(5, dtype=torch.int32)}, r"slots has 5 entries for 12 rows"),
+        *[
+            ({"scale": scale}, f"scale is {scale}, accepted is 1.18e-38 to 8.51e\\+37")
+            for scale in (0.0, -1.0, 1e-46, float("inf"), float("nan"))
+        ],
     ]:
         with pytest.raises(ValueError, match=text):
             run(case.change(**change))

@@ -14,7 +14,9 @@ from dynadapt.model import random_model, tiny_config
 
 from .compare import DEVICE, skip_without_gpu
 
-MODELS = {family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "qwen3", "gpt2", "gemma3", "qwen3_5")}
+MODELS = {
+    family: random_model(tiny_config(family), seed=0, std=0.1) for family in ("llama", "qwen3", "gpt2", "gemma2", "gemma3", "qwen3_5")
+}
 T = 6
 
 
@@ -51,6 +53,7 @@ def follow(cpu, gpu, steps=3, family="llama", tolerance=2e-4, lengths=None):
         ("llama", {"adapt": LoRA(2, targets=["q", "head"]), "memory": SegmentMemory(5, 2), "reset": "auto"}),
         ("gpt2", {"adapt": LoRA(2, targets="head"), "memory": Overlap(4), "guard": "exact"}),
         ("gemma3", {"adapt": LoRA(2), "memory": SegmentMemory(0, 1)}),
+        ("gemma2", {"adapt": LoRA(2), "memory": SegmentMemory(5, 2)}),  # a window that cuts, and soft-caps
         ("llama", {"adapt": LoRA(2, targets=["down", "head"]), "shared": True}),
         ("qwen3_5", {"adapt": LoRA(2), "memory": SegmentMemory(5, 2)}),
         ("qwen3_5", {"adapt": LoRA(2), "recompute": True, "reset": "auto"}),
