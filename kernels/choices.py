@@ -51,13 +51,14 @@ def unmeasured(rows: int, k: int, o: int, rank: int, dtype: torch.dtype, arch: i
     return "fused" if small else "split"
 
 
-def choose(op: str, rows: int, k: int, o: int, rank: int, otherwise: str = "split") -> str:
+def choose(op: str, rows: int, k: int, o: int, rank: int, dtype: torch.dtype, otherwise: str = "split") -> str:
     """ "fused" or "split" for ``rows`` rows of a k -> o layer with adapters of ``rank`` (0: none): the form of the nearest
-    measured number of rows of the same layer on this GPU; ``otherwise`` where none was measured, or none within a factor of 2 ** ``FAR``."""
+    measured number of rows of the same layer on this GPU; ``otherwise`` where none was measured, or none within a factor of 2 ** ``FAR``, and in
+    another ``dtype`` than bfloat16, which is what is measured."""
     if _forced is not None:
         return _forced
     by_rows = _measured(gpu_name()).get((op, k, o, rank))
-    if not by_rows:
+    if not by_rows or dtype != torch.bfloat16:
         return otherwise
     bucket = rows_bucket(rows).bit_length()
     away, nearest = min((abs(measured.bit_length() - bucket), measured) for measured in by_rows)
@@ -69,10 +70,10 @@ def reason(op: str) -> str:
     if _forced is not None:
         return f"{_forced} form, forced"
     forms = [form for key, by_rows in _measured(gpu_name()).items() if key[0] == op for form in by_rows.values()]
+    small = f"fused form up to {SMALL / 1e9:g} GFLOP in bf16, else " if op.startswith("linear") else ""
     if not forms:
-        small = f"fused form up to {SMALL / 1e9:g} GFLOP in bf16, else " if op.startswith("linear") else ""
         return f"{small}split form (this GPU has not been measured: python benchmarks/gpu_campaign.py choices)"
-    return f"fused at {forms.count('fused')} of {len(forms)} measured shapes, split at the others and at unmeasured ones"
+    return f"fused at {forms.count('fused')} of {len(forms)} measured shapes, split at the others; of unmeasured ones {small}split form"
 
 
 def reload() -> None:

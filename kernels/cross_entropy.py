@@ -278,7 +278,7 @@ def cross_entropy(h, head, targets, weights, nll, lse, dh, softcap=None) -> None
     """
     check_shapes("cross_entropy", h, head, targets)
     V, H = head.weight.shape
-    if softcap is None and choices.choose("cross_entropy", len(h), H, V, 0) == "fused":
+    if softcap is None and choices.choose("cross_entropy", len(h), H, V, 0, h.dtype) == "fused":
         cross_entropy_fused(h, head, targets, weights, nll, lse, dh)
     else:
         cross_entropy_chunked(h, head, targets, weights, nll, lse, dh, softcap)

@@ -116,7 +116,8 @@ def form_of(op, rows, k, o, Bt, scale, parts: int) -> str:
     rank = 0 if Bt is None else Bt.shape[1]
     if rank > linear_fused.MAX_RANK:
         return "split"
-    return choices.choose(op, len(rows), k, o, rank, choices.unmeasured(len(rows), k, o, rank, rows.dtype, generation(rows.device)))
+    size = len(rows), k, o, rank, rows.dtype
+    return choices.choose(op, *size, choices.unmeasured(*size, generation(rows.device)))
 
 
 def _products(weights):

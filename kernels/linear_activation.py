@@ -237,8 +237,8 @@ def linear_activation_backward(dy, parts, A, Bt, slots, scale, h, kind, dU, dx, 
 
 
 def reason(op: str) -> str:
-    side = "forward" if op.endswith("forward") else "backward"
-    return f"Triton, one launch where linear_{side} is fused and the rank is up to {MAX_JOINED_RANK if side == 'forward' else MAX_RANK}"
+    most = MAX_JOINED_RANK if op.endswith("forward") else MAX_RANK
+    return f"Triton, one launch in the fused form and up to rank {most}: {choices.reason(op)}"
 
 
 def _halves(kind: str) -> int:
@@ -258,7 +258,7 @@ def _joins(op: str, rows, parts, k: int, o: int, Bt, scale, count: int, most: in
     alone = linear.form_of(op.replace("_activation", ""), rows, k, o, Bt, scale, len(parts))
     if isinstance(scale, (list, tuple, SlotAdapters)):
         return alone == "fused"
-    return choices.choose(op, len(rows), k, o, 0 if Bt is None else Bt.shape[1], alone) == "fused"
+    return choices.choose(op, len(rows), k, o, 0 if Bt is None else Bt.shape[1], rows.dtype, alone) == "fused"
 
 
 def _constexprs(kernel, tile, wide: int, F: int, rank: int, halves: int, kind: str) -> dict:
