@@ -148,12 +148,17 @@ _TYPES = {
 }
 
 
+def _without(absent) -> str:
+    """Of a variant's name: which of what a model may lack is ``absent``."""
+    return "".join(f", no {what}" for what, argument in (("memory", "mem_len"), ("rotation", "cos")) if argument in absent)
+
+
 def variant_of(kernel, function, d, dtype, large, arch, absent=("window", "softcap"), split=False) -> Variant:
     sizes, options = block_sizes(kernel, dtype, d, large, arch)
     if kernel == "dkv":
         sizes |= dict(BY_HEAD=sums_by_head(32, 8, d, arch), SPLIT=split)
     short = "bf16" if dtype == torch.bfloat16 else "fp32"
-    name = f"d {d}, {short}, {sizes['BM']} x {sizes['BN']}" + "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
+    name = f"d {d}, {short}, {sizes['BM']} x {sizes['BN']}{_without(absent)}"
     name += "" if "window" in absent else ", a window"
     name += "" if "softcap" in absent else ", capped"
     name += ", split by heads" if split else ""
@@ -188,6 +193,7 @@ def key_variants(function, rows: int) -> list[Variant]:
     found = []
     for d, short, absent in shapes:
         nothing = {name: None for name in absent if name in function.arg_names}
-        name = f"d {d}, {short}" + "".join(f", no {what}" for what in ("mem_k", "cos") if what in absent)
-        found.append(variant(name, function, _TYPES, {**geometry(32, 8, d), "BR": rows, **nothing}, dtype=short))
+        found.append(
+            variant(f"d {d}, {short}{_without(absent)}", function, _TYPES, {**geometry(32, 8, d), "BR": rows, **nothing}, dtype=short)
+        )
     return found
