@@ -10,13 +10,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_parts import halves, key_variants, rows_of, stream_of
+from .attention_parts import WALKED, halves, key_variants, rows_of, stream_of
 from .common import Variant, wait_for_previous
 
 ROWS = 32  # of a program
 
 
-@triton.jit(do_not_specialize=["segment", "memory"])
+@triton.jit(do_not_specialize=["segment", "memory", "window"])
 def dynadapt_attention_keys(
     qkv,
     mem_k,
@@ -25,6 +25,7 @@ def dynadapt_attention_keys(
     slots,
     cos,
     sin,
+    window,
     keys,
     values,
     segment,
@@ -39,7 +40,7 @@ def dynadapt_attention_keys(
     BR: tl.constexpr,
 ):
     """keys [S HKV, memory + T, 2 HP], both halves padded with zeros, and values [S HKV, memory + T, DP], of which the first length + T rows
-    are written. Grid (key and value heads of all streams, blocks of BR rows of memory and then of the segment)."""
+    are written, with a window those that a walk may read. Grid (key and value heads of all streams, blocks of BR rows of memory and then of the segment)."""
     wait_for_previous()
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     stream, kv_head = tl.program_id(0) // HKV, tl.program_id(0) % HKV
@@ -57,6 +58,8 @@ def dynadapt_attention_keys(
         position = tl.where(in_memory, 0, length)
     rows = block * BR + tl.arange(0, BR)
     exist = rows < end
+    if window is not None:  # of what lies before it only what the first tile of a walk may begin with
+        exist &= position + rows > length - window - WALKED
     k1, k2 = halves(k, stride, rows, exist, cos, sin, position, D, HP)
     v_rows = rows_of(v, stride, rows, exist, D, DP)
     first = tl.program_id(0).to(tl.int64) * (memory + segment) + position

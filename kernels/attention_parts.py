@@ -12,6 +12,7 @@ from .common import Variant, block, dot, hyperbolic_tangent, variant
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 MAX_HEAD = 256  # a head lies in the registers of one program
+WALKED: tl.constexpr = tl.constexpr(64)  # the most keys that a step of a walk takes
 
 
 @triton.jit
@@ -103,7 +104,7 @@ def block_sizes(kernel: str, dtype: torch.dtype, d: int, large: bool, arch: int)
 
     bfloat16 on Hopper: 4 warps of 16 rows of the accumulators each, which wgmma wants, and 64 rows walked at a time. Programs of 8 warps, of which
     fewer are there at a time, take 1.1 to 1.4 times as long however much there is to do. Three stages: of two, Triton waits for the second right
-    behind its launch. Elsewhere 8 warps where there is work for all multiprocessors, and 32 rows walked where accumulators have 128 columns. What is
+    behind its launch. On sm_100 8 warps where there is work for all multiprocessors, and 32 rows walked where accumulators have 128 columns. What is
     walked does not depend on ``large``, so that a stream's results do not depend on how many others there are. float32 has no tensor cores here
     and keeps whole rows in registers, those of heads of more than 128 in the registers of 8 warps where a program owns queries: 4 spilled 900 bytes.
     Heads of more than 128 have 8 warps forward however little there is to do, whose work is that of 4 with half the rows, which spilled 290 bytes;
