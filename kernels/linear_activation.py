@@ -106,14 +106,18 @@ def dynadapt_linear_activation_forward(
             tl.store(u + row * u_stride + m[:, None] * u_stride + place[None, :], rounded, mask=stored & live[None, :])
         scaled = (rounded.to(tl.float32) * scale).to(h.dtype.element_ty)
         # of gate's u the columns of gate alone, and of up's those of up: zeros add nothing to a sum
-        own_r, wide = tl.arange(0, RP), tile * COLUMNS + tl.arange(0, COLUMNS)
-        b_tile = bt + slot * bt_stride + own_r[:, None] * WIDTH + wide[None, :]
-        there = (own_r < RANK)[:, None] & (wide < F)[None, :]
-        b = tl.load(b_tile, mask=there, other=0.0)
-        if HALVES == 2:  # read as they lie, put in turns here
-            none, up = tl.zeros_like(b), tl.load(b_tile + F, mask=there, other=0.0)
-            of_gate, of_up = tl.reshape(tl.join(b, none), [RP, BN]), tl.reshape(tl.join(none, up), [RP, BN])
+        if HALVES == 2 and bt.dtype.element_ty != tl.float32:  # read as they lie, put in turns here
+            own, wide = tl.arange(0, RP), tile * COLUMNS + tl.arange(0, COLUMNS)
+            b_tile = bt + slot * bt_stride + own[:, None] * WIDTH + wide[None, :]
+            there = (own < RANK)[:, None] & (wide < F)[None, :]
+            gate, up = tl.load(b_tile, mask=there, other=0.0), tl.load(b_tile + F, mask=there, other=0.0)
+            none = tl.zeros_like(gate)
+            of_gate, of_up = tl.reshape(tl.join(gate, none), [RP, BN]), tl.reshape(tl.join(none, up), [RP, BN])
             b = tl.reshape(tl.permute(tl.join(of_gate, of_up), (2, 0, 1)), [HALVES * RP, BN])
+        else:
+            half, own = r // RP, r % RP
+            b_tile = bt + slot * bt_stride + own[:, None] * WIDTH + (part * F + column)[None, :]  # [HALVES RP, BN]
+            b = tl.load(b_tile, mask=live[:, None] & (half[:, None] == part[None, :]) & (column < F)[None, :], other=0.0)
         acc = dot(scaled, b, acc)
     if bias is not None:
         acc += tl.load(bias + part * F + column, mask=column < F, other=0.0).to(tl.float32)[None, :]

@@ -101,6 +101,22 @@ def test_products_that_wait_for_each_other_are_seen():
         assert len(row.faults) == faults, row.faults
 
 
+def test_a_rounded_product_of_float32_is_a_fault():
+    """Triton 3.6 makes one of an exact product for sm_100, where its right side was put together from others."""
+    from dynadapt.kernels import compile, linear_activation
+
+    variant = next(v for v in linear_activation.VARIANTS if v.name == "fp32" and 100 in v.archs)
+    instruction = "@%p14 tcgen05.mma.cta_group::1.kind::tf32 [ %r1 + 0 ], [ %r2 + 0 ], %rd1, %r3, %p13;"
+    for kernel, ptx, faults in (
+        (variant.kernel.__name__, instruction, 1),
+        (variant.kernel.__name__, "fma.rn.f32", 0),
+        ("dynadapt_delta_rule_states", instruction, 0),
+    ):
+        row = compile.Row("linear_activation", kernel, variant.name, 100)
+        compile.check(row, variant, 0, ptx)
+        assert len(row.faults) == faults, row.faults
+
+
 def test_kernels_without_variants_are_refused(tmp_path):
     (tmp_path / "planted.py").write_text(PLANTED.split("def variant")[0])
     status, text, _ = compile_kernels(tmp_path / "rows.json", str(tmp_path / "planted.py"))
