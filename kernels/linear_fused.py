@@ -267,9 +267,8 @@ HOPPER = (
     Tile(128, 64, 64, 8, 4, 0.7),
     Tile(64, 64, 64, 4, 4, 0.65),
 )
-ALONE = Tile(
-    64, 64, 64, 4, 6, 0.65
-)  # of Hopper, in the place of its last: where a multiprocessor has one program, more loads on the way are faster
+# In the place of Hopper's last: where a multiprocessor has one program, more loads on the way are faster.
+ALONE = Tile(64, 64, 64, 4, 6, 0.65)
 BLACKWELL = (Tile(128, 128, 64, 8, 4, 0.85), Tile(64, 128, 64, 4, 4, 0.65), Tile(64, 64, 64, 4, 4, 0.45))
 AMPERE = (Tile(128, 128, 32, 8, 4, 1.0), Tile(64, 128, 32, 8, 4, 0.8), Tile(64, 64, 64, 4, 3, 0.6))
 BF16 = {80: AMPERE, 90: HOPPER, 100: BLACKWELL}
