@@ -18,7 +18,22 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_parts import LOG2E, SMALL, apart, capped, crosses, factor, halves, joined, rows_of, scores, stream_of, variant_of, variants
+from .attention_parts import (
+    LOG2E,
+    SMALL,
+    apart,
+    capped,
+    crosses,
+    factor,
+    halves,
+    joined,
+    rows_of,
+    scores,
+    stream_of,
+    variant_of,
+    variants,
+    walk_of,
+)
 from .common import Variant, dot, wait_for_previous
 
 
@@ -104,13 +119,7 @@ def dynadapt_attention_dq(
 
     f = factor(scale, softcap)
     dq = tl.zeros([BM, 2 * HP], tl.float32)
-    key0 = (stream * HKV + kv_head).to(tl.int64) * (memory + segment)
-    keys += key0 * (2 * HP)
-    values += key0 * DP
-    end = length + tl.minimum(first + BM, segment)
-    begin = 0
-    if window is not None:
-        begin = tl.maximum(length + first - window + 1, 0) // BN
+    keys, values, begin, end = walk_of(keys, values, stream * HKV + kv_head, length, first, segment, memory, window, HP, DP, BM, BN)
     for n in range(begin, tl.cdiv(end, BN)):
         at = n * BN + tl.arange(0, BN)
         k = rows_of(keys, 2 * HP, at, at < end, 2 * HP, 2 * HP)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .attention_parts import crosses, factor, halves, joined, rows_of, scores, stream_of, variants
+from .attention_parts import crosses, factor, halves, joined, rows_of, scores, stream_of, variants, walk_of
 from .common import Variant, dot, wait_for_previous
 
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -56,14 +56,8 @@ def dynadapt_attention_forward(
     acc = tl.zeros([BM, DP], tl.float32)
     m = tl.full([BM], LOWEST, tl.float32)
     l = tl.zeros([BM], tl.float32)
-    row0 = (stream * HKV + kv_head).to(tl.int64) * (memory + segment)
-    keys += row0 * (2 * HP)
-    values += row0 * DP
-    end = length + tl.minimum(first + BM, segment)
+    keys, values, begin, end = walk_of(keys, values, stream * HKV + kv_head, length, first, segment, memory, window, HP, DP, BM, BN)
     f = factor(scale, softcap)
-    begin = 0
-    if window is not None:
-        begin = tl.maximum(length + first - window + 1, 0) // BN
     for n in range(begin, tl.cdiv(end, BN)):
         at = n * BN + tl.arange(0, BN)
         k = rows_of(keys, 2 * HP, at, at < end, 2 * HP, 2 * HP)

@@ -91,6 +91,18 @@ def crosses(key, row, window, BM: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
+def walk_of(
+    keys, values, head, length, first, segment, memory, window, HP: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """Where BM queries from ``first`` on find theirs: the head's keys and values, the first tile of BN keys, and the key behind the last."""
+    row0 = head.to(tl.int64) * (memory + segment)
+    begin = 0
+    if window is not None:
+        begin = tl.maximum(length + first - window + 1, 0) // BN
+    return keys + row0 * (2 * HP), values + row0 * DP, begin, length + tl.minimum(first + BM, segment)
+
+
+@triton.jit
 def stream_of(slots, mem_len, stream):
     slot = tl.load(slots + stream).to(tl.int64)
     length = 0

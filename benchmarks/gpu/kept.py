@@ -21,7 +21,7 @@ from .campaign import ROOT
 PART = 15 << 20  # bytes of a file
 SUFFIXES = (".cubin", ".json", ".so")
 BUILT = Path("build") / "gpu" / "built-of"  # says which code the native libraries are of
-NAME = "compiled-{:02d}.part"
+NAME, NAMES = "compiled-{:02d}.part", "compiled-*.part"
 
 
 def cache() -> Path:
@@ -41,7 +41,7 @@ def mark() -> str:
 def pack(target: Path) -> list[Path]:
     """The parts, in ``target``; those of an earlier call go."""
     target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob(NAME.format(0).replace("00", "*")):
+    for old in target.glob(NAMES):
         old.unlink()
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w") as archive:
@@ -62,7 +62,7 @@ def pack(target: Path) -> list[Path]:
 
 def unpack(source: Path) -> int:
     """How many files have been put in their places; what is there already stays."""
-    parts = sorted(source.glob(NAME.format(0).replace("00", "*")))
+    parts = sorted(source.glob(NAMES))
     if not parts:
         raise FileNotFoundError(f"{source}: expected {NAME.format(0)} and what follows it, as --keep-compiled writes them")
     count = 0

@@ -342,7 +342,7 @@ def warm(o) -> None:
 
 def serve(lines) -> None:
     for line in lines:
-        options, out = line.split("\t")[0], line.rstrip("\n").split("\t")[1]
+        options, out = line.rstrip("\n").split("\t")
         ended = ""
         try:
             main(options, out)
