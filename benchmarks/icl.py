@@ -13,6 +13,7 @@ specialist, tracks the best baseline, predicts in between where it was trained o
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from dataclasses import replace
@@ -27,7 +28,7 @@ from benchmarks.icl_rules import LINEAR, NUMBER, SEEDS, verdicts_of  # noqa: E40
 from dynadapt.experiments.icl.config import TrainConfig  # noqa: E402
 from dynadapt.experiments.icl.presets import from_preset  # noqa: E402
 from dynadapt.experiments.icl.progress import progress_for  # noqa: E402
-from dynadapt.experiments.icl.train import TrainOptions, train  # noqa: E402
+from dynadapt.experiments.icl.train import TrainOptions, train_together  # noqa: E402
 from dynadapt.runs.whole_files import read_json, read_json_or, write_json  # noqa: E402
 
 WAVES = "sinusoid:amplitude=[0.5;2],frequency=[2;2]"
@@ -85,16 +86,22 @@ def runs_of(
     return found
 
 
-def train_all(configs: dict[str, TrainConfig], out: Path, minutes: float | None = None) -> dict[str, dict]:
-    """The summaries of these runs, trained now or before. Interrupted when the time is over; the same call goes on from there."""
-    began, summaries = time.monotonic(), {}
-    for name, config in configs.items():
-        print(f"{name}: {', '.join(config.classes)}", flush=True)
-        left = None if minutes is None else max(0.0, minutes - (time.monotonic() - began) / 60)
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        options = TrainOptions(resume=True, checkpoint=max(1, config.steps // 10), keep=config.steps // KEPT, minutes=left)
-        with progress_for(config.steps, every=30.0) as progress:
-            summaries[name] = train(config, out / name, options, progress)
+def train_all(configs: dict[str, TrainConfig], out: Path, minutes: float | None = None, together: int = 1) -> dict[str, dict]:
+    """The summaries of these runs, trained now or before, so many beside each other. Interrupted when the time is over; the same call
+    goes on from there."""
+    end, summaries = math.inf if minutes is None else time.monotonic() + 60 * minutes, {}
+    names = list(configs)
+    for group in [names] if together > 1 else [[name] for name in names]:
+        left = None if minutes is None else max(0.0, (end - time.monotonic()) / 60)
+        runs = {}
+        for name in group:
+            config = configs[name]
+            print(f"{name}: {', '.join(config.classes)}", flush=True)
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            options = TrainOptions(resume=True, checkpoint=max(1, config.steps // 10), keep=config.steps // KEPT, minutes=left)
+            runs[name] = config, out / name, options
+        with progress_for({name: configs[name].steps for name in group}, every=30.0) as progress:
+            summaries |= train_together(runs, lambda name, line: progress({**line, "run": name}), together)  # noqa: B023
     return summaries
 
 
@@ -170,18 +177,24 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="of every test (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), help="(default: that of the scale)")
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=1,
+        help="runs trained beside each other, for a GPU, of which one such model needs a small part (default: %(default)s)",
+    )
     parser.add_argument("--evaluate", action="store_true", help="train no more: measure and judge the seeds that are finished")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes of training, with a checkpoint")
     arguments = parser.parse_args()
     if arguments.seeds < 1 or arguments.prompts < 2 or arguments.prompts % 2:
         parser.error(f"--seeds {arguments.seeds}, --prompts {arguments.prompts}: give at least 1, and an even number")
-    script.refuse_below(parser, arguments, 1, "steps")
+    script.refuse_below(parser, arguments, 1, "steps", "together")
     script.refuse_below(parser, arguments, 0, "minutes")
     configs = runs_of(arguments.scale, arguments.seeds, arguments.steps, arguments.device, arguments.dtype)
     with script.going_on(arguments.out):
         check_begun(configs, arguments.out)
         if not arguments.evaluate:
-            train_all(configs, arguments.out, arguments.minutes)
+            train_all(configs, arguments.out, arguments.minutes, arguments.together)
         results = results_of(configs, arguments.out, arguments.prompts)
     if not any(results[family] for family in FAMILIES):
         raise SystemExit(f"{arguments.out}: no seed is finished yet")

@@ -7,6 +7,7 @@ finds all of them finished measures and judges.
 from __future__ import annotations
 
 MEASURING = 150.0  # seconds that must be left to begin it
+TOGETHER = 6  # runs at a time
 
 
 def claims(campaign, record) -> None:
@@ -17,13 +18,12 @@ def claims(campaign, record) -> None:
     scale, prompts = ("tiny", 8) if campaign.tiny else ("garg", icl.PROMPTS)
     configs = icl.runs_of(scale, device=campaign.device, dtype="fp32" if campaign.tiny else "bf16", own=False)
     folder = campaign.out / "icl-claims"
-    for name, config in configs.items():
-        try:
-            summary = icl.train_all({name: config}, folder, minutes=max(0.0, campaign.left - 20) / 60)[name]
-        except Interrupted as stopped:
-            record.add(run=name, stopped=str(stopped))
-            record.finish("out of time; the same command goes on")
-            return
+    try:
+        summaries = icl.train_all(configs, folder, minutes=max(0.0, campaign.left - 20) / 60, together=TOGETHER)
+    except Interrupted as stopped:
+        record.finish(f"out of time, {stopped}; the same command goes on")
+        return
+    for name, summary in summaries.items():
         record.add(run=name, steps=summary["steps"], seconds=summary["seconds"], steps_per_second=summary["steps_per_second"])
     if not campaign.tiny and campaign.left < MEASURING:
         record.finish("trained; out of time for the measures, the same command takes them")

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -159,15 +160,59 @@ def train(
 
     progress is called with each line of metrics; it can stop the run as that of dyneval.run can. Raises IclError, RunError (a run that diverges among them), Interrupted.
     """
-    directory = RunDirectory(out, config.to_dict(), options.resume, False, options.log)
+    return train_together({"": (config, out, options)}, None if progress is None else lambda name, line: progress(line))[""]
+
+
+def train_together(
+    runs: Mapping[str, tuple[TrainConfig, str | Path, TrainOptions]],
+    progress: Callable[[str, dict], None] | None = None,
+    at_once: int | None = None,
+) -> dict[str, dict]:
+    """``train`` for several runs (config, directory, options) by name in one process, a step of each in turn; their summaries by name.
+
+    Each run is to the bit what it is alone. On a GPU each has a stream of its own: a small model leaves nearly all of the card empty, and
+    several train beside each other in little more time than one. at_once: so many at a time, in their order; None: all. What a run raises
+    is raised when the others have ended, of several the first; progress is called with a run's name and its line of metrics.
+    """
+    if at_once is not None and at_once < 1:
+        raise IclError(f"at_once {at_once}: give at least 1, or None for all")
+    told = (lambda name, line: None) if progress is None else progress
+    found, going, directories = {}, {}, []
     try:
-        if directory.finished:
-            return directory.finished
-        run = _Run(config, options, directory)
-        directory.begin()
-        return run.finish(progress or (lambda event: None))
+        for name, (config, out, options) in runs.items():
+            directories.append(RunDirectory(out, config.to_dict(), options.resume, False, options.log))
+            if directories[-1].finished:
+                found[name] = directories[-1].finished
+            else:
+                going[name] = _Run(config, options, directories[-1])
+        for run in going.values():
+            run.directory.begin()
+        with interruptible() as stop:
+            steps = {name: run.steps(partial(stop.tell, partial(told, name)), stop) for name, run in going.items()}
+            stopped = _in_turn(steps, going, found, at_once or len(runs))
+        if stopped:
+            raise stopped[0]
+        return {name: found[name] for name in runs}
     finally:
-        directory.close()
+        for directory in directories:
+            directory.close()
+
+
+def _in_turn(steps: dict, going: dict[str, _Run], found: dict[str, dict], at_once: int) -> list[Exception]:
+    """Steps of the first so many runs in turn, until each is finished or stopped; what stopped them. One that fails stops no other."""
+    stopped = []
+    while steps:
+        for name in list(steps)[:at_once]:
+            run = going[name]
+            with run.on_its_stream():
+                try:
+                    if next(steps[name], None) is None:
+                        del steps[name]
+                        found[name] = run.finish()
+                except Exception as error:
+                    steps.pop(name, None)
+                    stopped.append(error)
+    return stopped
 
 
 class _Run:
@@ -176,6 +221,7 @@ class _Run:
     def __init__(self, config: TrainConfig, options: TrainOptions, directory: RunDirectory):
         self.config, self.options, self.directory = config, options, directory
         self.trainer = Trainer(config)
+        self.end = math.inf if options.minutes is None else time.perf_counter() + 60 * options.minutes
         self.step, self.logged, self.seconds, self.line, self.flops = 0, 0, 0.0, None, None
         if directory.state:
             self.step, self.logged, self.seconds = (directory.state[key] for key in ("segments", "logged", "seconds"))
@@ -184,15 +230,19 @@ class _Run:
         else:
             self.trainer.begin_interval(0)
         self.saved = self.step
+        self.stream = torch.cuda.Stream(self.trainer.regressor.device) if self.trainer.stream else None
+        if self.stream:
+            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))  # on which the model was made
 
-    def finish(self, progress) -> dict:
-        with interruptible() as stop:
-            self._loop(partial(stop.tell, progress), stop)
+    def on_its_stream(self):
+        return torch.cuda.stream(self.stream) if self.stream else nullcontext()
+
+    def finish(self) -> dict:
         return self.directory.finish(self._summary())
 
-    def _loop(self, progress, stop) -> None:
-        config, limit = self.config, math.inf if self.options.minutes is None else 60 * self.options.minutes
-        self.began = began = time.perf_counter()
+    def steps(self, progress, stop):
+        """A generator that makes a step each time, until the last. Stopped, it saves and raises why."""
+        config, self.began = self.config, time.perf_counter()
         while self.step < config.steps:
             if stop.signal:
                 self._stop(stop.reason)
@@ -205,8 +255,9 @@ class _Run:
                 self._keep()  # before the checkpoint after which it would not be made again
                 if due or self.step == config.steps:
                     self._save()
-                if time.perf_counter() - began > limit and self.step < config.steps:
+                if time.perf_counter() > self.end and self.step < config.steps:
                     self._stop(lambda where: Interrupted(f"stopped after {self.options.minutes:g} minutes {where}"))
+            yield self.step
         if stop.error:
             raise stop.error
 
