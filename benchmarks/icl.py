@@ -45,6 +45,7 @@ TINY = TrainConfig(dims=3, points=4, layers=1, hidden=16, heads=2, positions=7, 
 # tiny is for dry runs
 SCALES = {
     "small": (SMALL, 1, {"share": 0.6, "points": 6, "layers": 3}),
+    "longer": (replace(SMALL, steps=50_000), 1, {"share": 0.6, "points": 6, "layers": 3}),  # what had not learned its class in small's steps
     "garg": (from_preset("garg-standard", steps=200_000), 2, {}),
     "tiny": (TINY, 1, {}),
 }
@@ -170,7 +171,7 @@ def main() -> None:
         "--scale",
         choices=list(SCALES),
         default="small",
-        help="small: 3 dimensions, an hour or two on a CPU; garg: 20 dimensions, 200,000 steps; tiny: a dry run",
+        help="small: 3 dimensions, an hour or two on a CPU; longer: the same with twice the steps; garg: 20 dimensions, 200,000 steps; tiny: a dry run",
     )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="(default: %(default)s, the fewest that give a verdict)")
     parser.add_argument("--steps", type=int, help="of a specialist (default: those of the scale)")
