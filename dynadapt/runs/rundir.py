@@ -124,10 +124,14 @@ class RunDirectory:
     3. `begin()`, when nothing else can fail: makes the directory, or cuts the files back to the checkpoint.
 
     A directory in which nothing was scored yet is begun anew, whatever run it was begun for. `log`: names of logs that see every line.
+    `may_change`: settings that a run may go on with others of; config.json keeps those that it was begun with.
     """
 
-    def __init__(self, path: str | Path, config: dict, resume: bool, scores: bool, log: Sequence[str] = ()):
+    def __init__(
+        self, path: str | Path, config: dict, resume: bool, scores: bool, log: Sequence[str] = (), may_change: tuple[str, ...] = ()
+    ):
         self.path, self.config, self.resume, self.keep_scores = Path(path), config, resume, scores
+        self._may_change = may_change
         self.finished = self.checkpoint = self.state = self.inputs = self.metrics = self.scores = self._lock = None
         self._expected, self._legacy, self._made = {}, False, False
         self._log_names, self._logs = check_logs(log), Logs({})
@@ -189,7 +193,8 @@ class RunDirectory:
             raise RunError(f"{self.path} holds this run, finished without scores; leave out --scores, or choose another --out")
 
     def _compare_configuration(self) -> None:
-        if difference := differing(read_json(self.path / "config.json"), self.config):
+        old, new = ({k: v for k, v in c.items() if k not in self._may_change} for c in (read_json(self.path / "config.json"), self.config))
+        if difference := differing(old, new):
             raise RunError(f"{self.path} holds a run with another configuration: {difference}; choose another --out")
 
     def _take_lock(self) -> None:

@@ -1,12 +1,14 @@
 """Training in context: the model against Hugging Face's GPT-2, the curriculum, run directories, what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import call
 from run_files import Killed, kill_at
+from safetensors.torch import load_file, save_file
 
 from dynadapt.common.digests import digest_of
 from dynadapt.experiments import icl
@@ -17,7 +19,7 @@ from dynadapt.experiments.icl.function_class import IclError
 from dynadapt.experiments.icl.model import Geometry, Regressor, initial_weights
 from dynadapt.experiments.icl.presets import PRESETS, from_preset
 from dynadapt.experiments.icl.reference import HuggingFaceRegressor
-from dynadapt.experiments.icl.train import Trainer, TrainOptions, train
+from dynadapt.experiments.icl.train import Trainer, TrainOptions, train, train_together
 from dynadapt.runs.checkpoints import state_digest
 from dynadapt.runs.rundir import RunError
 
@@ -140,6 +142,72 @@ def test_a_run_stops_when_its_minutes_are_over_and_goes_on(tmp_path):
     assert train(config, tmp_path / "cut", TrainOptions(resume=True))["errors"] == whole["errors"]
 
 
+def test_a_run_goes_on_on_another_kind_of_device_and_says_so(tmp_path):
+    """A GPU's generator has a state of 16 bytes."""
+    config = TrainConfig(**{**SMALL, "steps": 40})
+    whole = train(config, tmp_path / "whole")
+    found = {}
+    for name in ("first", "second"):
+        run = tmp_path / name
+        with pytest.raises(Interrupted):
+            train(config, run, TrainOptions(minutes=0.0))
+        begun = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps({**begun, "device": "cuda"}))
+        kept = run / "checkpoint" / "00000010"
+        state = load_file(str(kept / "engine" / "trainer.safetensors"))
+        save_file({**state, "generator": torch.zeros(16, dtype=torch.uint8)}, str(kept / "engine" / "trainer.safetensors"))
+        sign_again(kept)
+        with pytest.warns(UserWarning, match="first|second goes on on another kind of device, with other prompts"):
+            found[name] = train(config, run, TrainOptions(resume=True))
+        lines = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found[name] = [*lines, found[name]["errors"]["dense-linear"]["model"]["mean"]]
+        assert json.loads((run / "config.json").read_text())["device"] == "cuda"
+    assert found["first"] == found["second"]
+    lines = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert found["first"][0] == lines[0] and found["first"][1:4] != lines[1:] and whole["steps"] == 40
+    with pytest.raises(RunError, match="dtype is 'fp32' there and 'bf16' here"):  # what it computes stays
+        train(replace(config, dtype="bf16"), tmp_path / "first", TrainOptions(resume=True))
+
+
+def test_runs_beside_each_other_are_what_they_are_alone(tmp_path):
+    config = TrainConfig(**SMALL)
+    runs = {
+        "a": (replace(config, steps=40), TrainOptions(keep=20)),
+        "b": (replace(config, seed=1, classes=("dense-linear", "sparse-linear:1")), TrainOptions()),
+        "c": (replace(config, seed=2, steps=20), TrainOptions()),
+    }
+    alone = {name: train(each, tmp_path / "alone" / name, options) for name, (each, options) in runs.items()}
+    seen = []
+    together = {name: (each, tmp_path / "beside" / name, options) for name, (each, options) in runs.items()}
+    found = train_together(together, lambda name, line: seen.append((name, line["step"])), at_once=2)
+    assert list(found) == list(runs) and all(found[name]["errors"] == alone[name]["errors"] for name in runs)
+    for name in runs:
+        ours, theirs = (icl.load_run(tmp_path / kind / name) for kind in ("beside", "alone"))
+        assert torch.equal(ours.learner.state.master, theirs.learner.state.master)
+    assert (tmp_path / "beside" / "a" / "weights" / "00000020.safetensors").exists()
+    assert seen[:4] == [("a", 10), ("b", 10), ("a", 20), ("b", 20)]  # two at once, and the third when one of them has ended
+    assert seen.index(("c", 10)) > seen.index(("a", 40)) and seen[-1][0] in "bc"
+    again = {name: (each, out, TrainOptions(resume=True)) for name, (each, out, _) in together.items()}
+    assert train_together(again) == found  # finished ones are read
+
+
+def test_what_stops_one_of_several_runs_leaves_the_others_whole(tmp_path):
+    config = TrainConfig(**{**SMALL, "steps": 30})
+    runs = {
+        "wild": (replace(config, lr=1e6), tmp_path / "wild", TrainOptions()),
+        "good": (config, tmp_path / "good", TrainOptions()),
+    }
+    with pytest.raises(RunError, match="training diverged at step"):
+        train_together(runs)
+    assert (tmp_path / "good" / "summary.json").exists() and not (tmp_path / "wild" / "summary.json").exists()
+    runs = {name: (replace(config, seed=seed), tmp_path / name, TrainOptions(minutes=0.0)) for name, seed in (("x", 1), ("y", 2))}
+    with pytest.raises(Interrupted, match="after step 10"):
+        train_together(runs)
+    assert all((tmp_path / name / "checkpoint" / "00000010").exists() for name in "xy")
+    with pytest.raises(IclError, match="at_once 0: give at least 1"):
+        train_together(runs, at_once=0)
+
+
 def test_a_stop_between_logging_points_is_resumed_too(tmp_path):
     config = TrainConfig(**SMALL)
     train(config, tmp_path / "whole")
@@ -149,7 +217,7 @@ def test_a_stop_between_logging_points_is_resumed_too(tmp_path):
         trainer.step(step)
     trainer.save(tmp_path / "saved")
     again = Trainer(config)
-    again.restore(tmp_path / "saved")
+    assert again.restore(tmp_path / "saved", 7)
     for step in range(7, 10):
         again.step(step)
     first = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[0])

@@ -3,7 +3,8 @@
 A step draws prompts, predicts, learns (model.py); all of it happens on the device, and between two logging points the host
 neither waits for it nor looks at a number. On a GPU a step is one CUDA graph for each number of points, data and rate included.
 
-A run may be killed at any instruction: resumed, its prompts, losses and weights are the same, bit for bit.
+A run may be killed at any instruction: resumed, its prompts, losses and weights are the same, bit for bit. It may go on on another kind
+of device, where it draws other prompts from the same distribution; env.json says from which step on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.experiments.dyneval import Interrupted, interruptible
 from dynadapt.runs.checkpoints import read_state, saved_states
 from dynadapt.runs.rundir import RunDirectory, RunError, disk_error
-from dynadapt.runs.whole_files import discard, os_error
+from dynadapt.runs.whole_files import discard, note, os_error
 
 from .applicable_baselines import in_own_units
 from .by_name import make_baseline
@@ -140,12 +141,20 @@ class Trainer:
             state["active"] = self.active
         save_file({name: t.cpu() for name, t in state.items()}, str(Path(directory) / "trainer.safetensors"))
 
-    def restore(self, directory) -> None:
+    def restore(self, directory, step: int) -> bool:
+        """What ``save`` wrote after so many steps. False: on another kind of device, whose generator draws other prompts: from here on those of
+        a seed that comes of the run's and the step."""
         self.regressor.restore(directory)
         state = load_file(str(Path(directory) / "trainer.safetensors"))
-        self.generator.set_state(state.pop("generator"))
+        drawn, same = state.pop("generator"), True
+        if drawn.shape == self.generator.get_state().shape:
+            self.generator.set_state(drawn)
+        else:
+            self.generator.manual_seed((step << 20) + self.config.seed)
+            same = False
         for name, value in state.items():
             getattr(self, name).copy_(value)
+        return same
 
 
 def train(
@@ -180,13 +189,13 @@ def train_together(
     found, going, directories = {}, {}, []
     try:
         for name, (config, out, options) in runs.items():
-            directories.append(RunDirectory(out, config.to_dict(), options.resume, False, options.log))
+            directories.append(RunDirectory(out, config.to_dict(), options.resume, False, options.log, may_change=("device",)))
             if directories[-1].finished:
                 found[name] = directories[-1].finished
             else:
                 going[name] = _Run(config, options, directories[-1])
         for run in going.values():
-            run.directory.begin()
+            run.directory.begin(device=str(run.trainer.regressor.device))
         with interruptible() as stop:
             steps = {name: run.steps(partial(stop.tell, partial(told, name)), stop) for name, run in going.items()}
             stopped = _in_turn(steps, going, found, at_once or len(runs))
@@ -226,7 +235,8 @@ class _Run:
         if directory.state:
             self.step, self.logged, self.seconds = (directory.state[key] for key in ("segments", "logged", "seconds"))
             self.line, self.flops = directory.state["line"], directory.state.get("flops")
-            self.trainer.restore(directory.checkpoint / "engine")
+            if not self.trainer.restore(directory.checkpoint / "engine", self.step):
+                note(f"{directory.path} goes on on another kind of device, with other prompts than it would have had")
         else:
             self.trainer.begin_interval(0)
         self.saved = self.step
