@@ -189,7 +189,7 @@ TABLES = {
     "ops": ops_table,
     "step": step_table,
     "real": columns("step", "nll", "seconds"),
-    "icl-claims": columns("run", "steps", "seconds", "steps_per_second", "claim", "verdict", "why", "stopped"),
+    "icl-claims": columns("run", "steps", "seconds", "steps_per_second", "claim", "verdict", "why"),
 }
 
 
