@@ -156,7 +156,16 @@ def results_of(configs: dict[str, TrainConfig], out: Path, prompts: int = PROMPT
 def described(config: TrainConfig, run: Path) -> dict:
     summary = read_json(run / "summary.json")
     kept = {key: summary[key] for key in ("parameters", "seconds", "dtype", "device")}
-    return {"classes": list(config.classes), "unit_variance": config.unit_variance, "steps": summary["steps"], "seed": config.seed, **kept}
+    made = {"classes": list(config.classes), "unit_variance": config.unit_variance, "steps": summary["steps"], "seed": config.seed}
+    return {**made, **kept, "machines": machines_of(read_json_or(run / "env.json", {}))}
+
+
+def machines_of(env: dict) -> list[dict]:
+    """Where a run was made, in order; all but the last with the step until which it was there."""
+    on_gpu = lambda part: part.get("gpu") and part.get("device") != "cpu"  # noqa: E731
+    there = lambda part: part["gpu"] if on_gpu(part) else f"{part.get('cpu')}, {part.get('native', {}).get('isa')}"  # noqa: E731
+    earlier = [{"on": there(part), "until": part["until"]} for part in env.get("earlier", [])]
+    return [*earlier, {"on": there(env)}] if env else []
 
 
 def write_results(out: Path, results: dict) -> None:

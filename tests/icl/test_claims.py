@@ -205,8 +205,10 @@ def test_bounds_and_power_by_simulation():
         assert float((lower > 0).mean()) == pytest.approx(0.8, abs=0.01)
 
 
-def test_verdicts_of_the_results_file_are_those_of_its_seeds():
-    results = json.loads((ROOT / "benchmarks" / "results" / "icl-seeds.json").read_text("utf-8"))
+@pytest.mark.parametrize("name, steps", [("icl-seeds.json", 50_000), ("icl-seeds-25000.json", 25_000)])
+def test_verdicts_of_a_results_file_are_those_of_its_seeds(name, steps):
+    results = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    assert results["runs"]["seed0/dense"]["steps"] == steps and results["runs"]["seed2/own-mixture"]["steps"] == 2 * steps
     assert json.loads(json.dumps(icl_rules.verdicts_of(results))) == {key: results[key] for key in ("claims", "own scales")}
 
 
