@@ -29,6 +29,7 @@ from dynadapt.experiments.icl.config import TrainConfig  # noqa: E402
 from dynadapt.experiments.icl.presets import from_preset  # noqa: E402
 from dynadapt.experiments.icl.progress import progress_for  # noqa: E402
 from dynadapt.experiments.icl.train import TrainOptions, train_together  # noqa: E402
+from dynadapt.runs.append_only import read_metrics  # noqa: E402
 from dynadapt.runs.whole_files import read_json, read_json_or, write_json  # noqa: E402
 
 WAVES = "sinusoid:amplitude=[0.5;2],frequency=[2;2]"
@@ -45,7 +46,11 @@ TINY = TrainConfig(dims=3, points=4, layers=1, hidden=16, heads=2, positions=7, 
 # tiny is for dry runs
 SCALES = {
     "small": (SMALL, 1, {"share": 0.6, "points": 6, "layers": 3}),
-    "longer": (replace(SMALL, steps=50_000), 1, {"share": 0.6, "points": 6, "layers": 3}),  # what had not learned its class in small's steps
+    "longer": (
+        replace(SMALL, steps=50_000),
+        1,
+        {"share": 0.6, "points": 6, "layers": 3},
+    ),  # what had not learned its class in small's steps
     "garg": (from_preset("garg-standard", steps=200_000), 2, {}),
     "tiny": (TINY, 1, {}),
 }
@@ -101,9 +106,17 @@ def train_all(configs: dict[str, TrainConfig], out: Path, minutes: float | None 
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             options = TrainOptions(resume=True, checkpoint=max(1, config.steps // 10), keep=config.steps // KEPT, minutes=left)
             runs[name] = config, out / name, options
-        with progress_for({name: configs[name].steps for name in group}, every=30.0) as progress:
+        steps = {name: configs[name].steps for name in group}
+        done = {name: steps_of(out / name) for name in group}
+        with progress_for(steps if together > 1 else steps[group[0]], every=30.0, done=done) as progress:
             summaries |= train_together(runs, lambda name, line: progress({**line, "run": name}), together)  # noqa: B023
     return summaries
+
+
+def steps_of(run: Path) -> int:
+    """That a begun run has logged."""
+    lines = read_metrics(run) if (run / "metrics.jsonl").exists() else []
+    return lines[-1]["step"] if lines else 0
 
 
 def check_begun(configs: dict[str, TrainConfig], out: Path) -> None:

@@ -6,9 +6,6 @@ finds all of them finished measures and judges.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 MEASURING = 150.0  # seconds that must be left to begin it
 TOGETHER = 6  # runs at a time
 
@@ -25,7 +22,7 @@ def claims(campaign, record) -> None:
         summaries = icl.train_all(configs, folder, minutes=max(0.0, campaign.left - 20) / 60, together=TOGETHER)
     except Interrupted as stopped:
         for name in configs:
-            record.add(run=name, steps=steps_of(folder / name))
+            record.add(run=name, steps=icl.steps_of(folder / name))
         record.finish(f"out of time, {stopped}; the same command goes on")
         return
     for name, summary in summaries.items():
@@ -37,10 +34,3 @@ def claims(campaign, record) -> None:
     icl.write_results(folder, results)
     for claim, found in results["claims"].items():
         record.add(claim=claim, verdict=found["verdict"], why=found["sentence"])
-
-
-def steps_of(run: Path) -> int:
-    """That a begun run has logged."""
-    metrics = run / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    return json.loads(lines[-1])["step"] if lines else 0

@@ -375,9 +375,10 @@ def _with_earlier(here: dict, before: dict, segments: int, path: Path) -> dict:
     if earlier and earlier[-1]["until"] >= segments:
         before = earlier.pop()  # the process after that one made nothing that is kept
         before.pop("until")
-    changed = [key for key in {**before, **here} if key not in VARYING and before.get(key) != here.get(key)]
+    both = [key for key in before if key in here and key not in VARYING]  # what an earlier version did not keep is not known to differ
+    changed = [key for key in both if before[key] != here[key]]
     if changed:
-        what = "; ".join(f"{key} was {before.get(key)!r} and is {here.get(key)!r}" for key in changed)
+        what = "; ".join(f"{key} was {before[key]!r} and is {here[key]!r}" for key in changed)
         note(f"{path} goes on elsewhere, where the same bits are not promised: {what}; env.json keeps both records")
         earlier = [*earlier, {**before, "until": segments}]
     return {**here, **({"earlier": earlier} if earlier else {})}

@@ -251,7 +251,9 @@ def test_command(capsys, tmp_path):
         shape = ("--streams", str(streams), "--segment", "512", "--memory", "512")
         assert _plan(capsys, "--model", model, *shape, "--gpu", "h200", "--json", str(tmp_path / "one.json"))[0] == 0
         floor = json.loads((tmp_path / "one.json").read_text())["floor_seconds"]
-        measured_step = next(r for r in steps if (r["provider"], r["model"], r["streams"], r["segment"]) == ("dynadapt", model, streams, 512))
+        measured_step = next(
+            r for r in steps if (r["provider"], r["model"], r["streams"], r["segment"]) == ("dynadapt", model, streams, 512)
+        )
         assert round(measured_step["seconds"]["median"] / floor, 1) == times
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["streams_a_gpu"] == 4 and plan["binding"] in ("products", "traffic") and plan["expected_seconds"] is None

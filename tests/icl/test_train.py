@@ -1,6 +1,9 @@
 """Training in context: the model against Hugging Face's GPT-2, the curriculum, run directories, what is refused."""
 
 import json
+import os
+import signal
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +13,12 @@ from command_line import call
 from run_files import Killed, kill_at
 from safetensors.torch import load_file, save_file
 
+from benchmarks import icl as icl_benchmark
 from dynadapt.common.digests import digest_of
 from dynadapt.experiments import icl
 from dynadapt.experiments.dyneval import Interrupted
+from dynadapt.experiments.icl import progress as progress_module
+from dynadapt.experiments.icl import train as train_module
 from dynadapt.experiments.icl.config import TrainConfig
 from dynadapt.experiments.icl.curriculum import Ramp, Rate
 from dynadapt.experiments.icl.function_class import IclError
@@ -193,11 +199,8 @@ def test_runs_beside_each_other_are_what_they_are_alone(tmp_path):
 
 def test_what_stops_one_of_several_runs_leaves_the_others_whole(tmp_path):
     config = TrainConfig(**{**SMALL, "steps": 30})
-    runs = {
-        "wild": (replace(config, lr=1e6), tmp_path / "wild", TrainOptions()),
-        "good": (config, tmp_path / "good", TrainOptions()),
-    }
-    with pytest.raises(RunError, match="training diverged at step"):
+    runs = {"wild": (replace(config, lr=1e6), tmp_path / "wild", TrainOptions()), "good": (config, tmp_path / "good", TrainOptions())}
+    with pytest.raises(RunError, match="training diverged at step"), pytest.warns(UserWarning, match="wild failed"):
         train_together(runs)
     assert (tmp_path / "good" / "summary.json").exists() and not (tmp_path / "wild" / "summary.json").exists()
     runs = {name: (replace(config, seed=seed), tmp_path / name, TrainOptions(minutes=0.0)) for name, seed in (("x", 1), ("y", 2))}
@@ -206,6 +209,83 @@ def test_what_stops_one_of_several_runs_leaves_the_others_whole(tmp_path):
     assert all((tmp_path / name / "checkpoint" / "00000010").exists() for name in "xy")
     with pytest.raises(IclError, match="at_once 0: give at least 1"):
         train_together(runs, at_once=0)
+
+
+def test_of_several_runs_that_fail_each_is_named_and_a_failure_is_raised_before_a_stop(tmp_path):
+    config = TrainConfig(**{**SMALL, "steps": 30})
+    wild = replace(config, lr=1e6)
+    runs = {
+        "late": (config, tmp_path / "late", TrainOptions(minutes=0.0)),
+        "first": (wild, tmp_path / "first", TrainOptions()),
+        "second": (wild, tmp_path / "second", TrainOptions()),
+    }
+    with pytest.warns(UserWarning) as notes, pytest.raises(RunError, match="first: training diverged at step") as found:
+        train_together(runs)
+    assert not isinstance(found.value, Interrupted)
+    said = [str(each.message) for each in notes]
+    assert [text.partition(" failed: ")[0] for text in said] == ["first", "second"]
+
+
+def test_runs_that_wait_are_not_begun_when_the_minutes_are_over(tmp_path):
+    config = TrainConfig(**{**SMALL, "steps": 30})
+    runs = {name: (replace(config, seed=seed), tmp_path / name, TrainOptions(True, minutes=0.0)) for seed, name in enumerate("abc")}
+    with pytest.raises(Interrupted, match="stopped after 0 minutes after step 10"):
+        train_together(runs, at_once=1)
+    assert [icl_benchmark.steps_of(tmp_path / name) for name in "abc"] == [10, 0, 0]
+    whole = {name: (each, out, TrainOptions(True)) for name, (each, out, _) in runs.items()}
+    assert train_together(whole, at_once=2)["c"]["errors"] == train(runs["c"][0], tmp_path / "alone")["errors"]
+
+
+def test_what_can_not_begin_leaves_nothing_of_the_others(tmp_path):
+    config = TrainConfig(**{**SMALL, "steps": 20})
+    (tmp_path / "file").write_text("")
+    runs = {"a": (config, tmp_path / "a", TrainOptions()), "b": (config, tmp_path / "file" / "b", TrainOptions())}
+    with pytest.raises(RunError, match="can't make this directory"):
+        train_together(runs)
+    assert not (tmp_path / "a").exists()
+    runs["b"] = (replace(config, seed=1), tmp_path / "file" / ".." / "a", TrainOptions())
+    (tmp_path / "file").unlink()
+    (tmp_path / "file").mkdir()
+    with pytest.raises(RunError, match="a is the directory of 'a' and of 'b'; choose another for one of them"):
+        train_together(runs)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_signal_during_a_summary_is_not_lost(tmp_path, monkeypatch):
+    """A caller that trains one after the other must hear of it."""
+    made = train_module.evaluate_class
+    monkeypatch.setattr(train_module, "evaluate_class", lambda *each: (os.kill(os.getpid(), signal.SIGTERM), made(*each))[1])
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after the last step"):
+        train(TrainConfig(**{**SMALL, "steps": 10}), tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_begun_before_its_device_was_kept_goes_on_without_a_note(tmp_path):
+    config = TrainConfig(**{**SMALL, "steps": 20})
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, TrainOptions(minutes=0.0))
+    env = json.loads((tmp_path / "env.json").read_text())
+    assert env.pop("device") == "cpu"
+    (tmp_path / "env.json").write_text(json.dumps(env))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(config, tmp_path, TrainOptions(True))
+    env = json.loads((tmp_path / "env.json").read_text())
+    assert env["device"] == "cpu" and "earlier" not in env
+
+
+def test_progress_of_runs_beside_each_other_counts_what_was_made_before(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    shown = progress_module.Together({"finished": 100, "resumed": 100, "new": 100}, {"finished": 100, "resumed": 50})
+    assert shown.count == "1 of 3 runs, step 150/300" and shown.fraction == 0.5
+    for seconds, name, step in ((10, "resumed", 60), (10, "new", 10), (20, "resumed", 70), (20, "new", 20)):
+        now[0] = float(seconds)
+        shown.add({"run": name, "step": step, "error": 1.0})
+    assert shown.count == "1 of 3 runs, step 190/300" and shown.said.endswith("  2.0 steps/s") and shown.seconds_left == 55.0
+    for name in ("resumed", "new"):
+        shown.add({"run": name, "step": 100, "error": 1.0})
+    assert shown.count == "3 of 3 runs, step 300/300" and shown.fraction == 1.0 and shown.seconds_left == 0.0
 
 
 def test_a_stop_between_logging_points_is_resumed_too(tmp_path):

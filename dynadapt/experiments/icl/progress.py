@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from dynadapt.runs import progress
 
 
-def progress_for(steps: int | dict[str, int], stream=None, every: float = 5.0):
-    """Context managers that are called with a run's lines of metrics. Of several runs, {name: steps}, a line says which by "run"."""
-    return progress.progress_for(stream, every, Training(steps) if isinstance(steps, int) else Together(steps))
+def progress_for(steps: int | dict[str, int], stream=None, every: float = 5.0, done: Mapping[str, int] | None = None):
+    """Context managers that are called with a run's lines of metrics. Of several runs, {name: steps}, a line says which by "run"; done: what
+    they had made before."""
+    return progress.progress_for(stream, every, Training(steps) if isinstance(steps, int) else Together(steps, done))
 
 
 class Training(progress.Status):
@@ -33,25 +35,33 @@ class Training(progress.Status):
 
 
 class Together(progress.Status):
-    """Of runs that train beside each other."""
+    """Of runs that train beside each other; done: steps that they had made before, by name."""
 
     fields = ("count", "bar", "said", "left")
 
-    def __init__(self, steps: dict[str, int]):
-        self.steps, self.pace, self.began, self.count = steps, progress.Pace(), time.monotonic(), ""
-        self.done: dict[str, int] = {}
+    def __init__(self, steps: dict[str, int], done: Mapping[str, int] | None = None):
+        self.steps, self.pace, self.began = steps, progress.Pace(), time.monotonic()
+        self.done, self.first = {**dict.fromkeys(steps, 0), **(done or {})}, {}
+        self._count()
+
+    def _count(self) -> int:
+        """Sets what is shown of how many; gives how many steps are left."""
+        done, all_steps = sum(self.done.values()), sum(self.steps.values())
+        ended = sum(self.done[run] >= count for run, count in self.steps.items())
+        self.count, self.fraction = f"{ended} of {len(self.steps)} runs, step {done:,}/{all_steps:,}", done / all_steps
+        return all_steps - done
 
     def add(self, line: dict) -> bool:
-        name = line["run"]
-        self.done[name] = line["step"]
-        done, all_steps, seconds = sum(self.done.values()), sum(self.steps.values()), time.monotonic() - self.began
-        self.pace.start(done, seconds)
-        rate = self.pace.rate(done, seconds)
-        ended = sum(count == self.steps[run] for run, count in self.done.items())
-        self.count, self.fraction = f"{ended} of {len(self.steps)} runs, step {done:,}/{all_steps:,}", done / all_steps
+        name, step = line["run"], line["step"]
+        self.done[name], seconds = step, time.monotonic() - self.began
+        self.first.setdefault(name, step)  # a resumed run's steps before are none of this process
+        made = sum(self.done[run] - first for run, first in self.first.items())
+        left = self._count()
+        self.pace.start(made, seconds)
+        rate = self.pace.rate(made, seconds)
         self.said = f"{name} error {line['error']:.4f}"
         if rate:
-            self.said, self.seconds_left = f"{self.said}  {rate:,.1f} steps/s", (all_steps - done) / rate
+            self.said, self.seconds_left = f"{self.said}  {rate:,.1f} steps/s", left / rate
         return True
 
     def line(self) -> str:

@@ -28,6 +28,7 @@ from dynadapt.common.environment import peak_memory_bytes
 from dynadapt.experiments.dyneval import Interrupted, interruptible
 from dynadapt.runs.checkpoints import read_state, saved_states
 from dynadapt.runs.rundir import RunDirectory, RunError, disk_error
+from dynadapt.runs.stopping import CALLBACK
 from dynadapt.runs.whole_files import discard, note, os_error
 
 from .applicable_baselines import in_own_units
@@ -150,7 +151,7 @@ class Trainer:
         if drawn.shape == self.generator.get_state().shape:
             self.generator.set_state(drawn)
         else:
-            self.generator.manual_seed((step << 20) + self.config.seed)
+            self.generator.manual_seed(((step << 20) + self.config.seed) % 2**63)
             same = False
         for name, value in state.items():
             getattr(self, name).copy_(value)
@@ -179,12 +180,16 @@ def train_together(
 ) -> dict[str, dict]:
     """``train`` for several runs (config, directory, options) by name in one process, a step of each in turn; their summaries by name.
 
-    Each run is to the bit what it is alone. On a GPU each has a stream of its own: a small model leaves nearly all of the card empty, and
-    several train beside each other in little more time than one. at_once: so many at a time, in their order; None: all. What a run raises
-    is raised when the others have ended, of several the first; progress is called with a run's name and its line of metrics.
+    Each run is to the bit what it is alone. On a GPU each has a stream of its own: a small model's kernels fill a small part of the
+    card, and those of several run beside each other. at_once: so many at a time, in their order; None: all. What can't begin is
+    refused before anything has begun. A run that fails stops no other: a note says so, and what it raised is raised when the others have
+    ended, of several the first. progress is called with a run's name and its line of metrics; it, a signal and the end of the minutes stop all of
+    them, and one that had to wait is then not begun. Seconds and steps a second of a run are those of a run among these, and the peaks of
+    memory the process's.
     """
     if at_once is not None and at_once < 1:
         raise IclError(f"at_once {at_once}: give at least 1, or None for all")
+    _refuse_shared({name: out for name, (_, out, _) in runs.items()})
     told = (lambda name, line: None) if progress is None else progress
     found, going, directories = {}, {}, []
     try:
@@ -193,42 +198,67 @@ def train_together(
             if directories[-1].finished:
                 found[name] = directories[-1].finished
             else:
-                going[name] = _Run(config, options, directories[-1])
-        for run in going.values():
-            run.directory.begin(device=str(run.trainer.regressor.device))
+                going[name] = _Run(config, options, directories[-1], waits=at_once is not None and len(going) >= at_once)
+        _begin(going)
         with interruptible() as stop:
             steps = {name: run.steps(partial(stop.tell, partial(told, name)), stop) for name, run in going.items()}
             stopped = _in_turn(steps, going, found, at_once or len(runs))
         if stopped:
-            raise stopped[0]
+            raise next((error for error in stopped if not isinstance(error, Interrupted)), stopped[0])
+        if stop.signal not in (None, CALLBACK):  # it came while the last summary was made
+            raise stop.reason("after the last step")
         return {name: found[name] for name in runs}
     finally:
         for directory in directories:
             directory.close()
 
 
+def _refuse_shared(places: Mapping[str, str | Path]) -> None:
+    """RunError where two runs have the same directory."""
+    names: dict[Path, str] = {}
+    for name, place in places.items():
+        other = names.setdefault(Path(place).resolve(), name)
+        if other != name:
+            raise RunError(f"{place} is the directory of {other!r} and of {name!r}; choose another for one of them")
+
+
+def _begin(going: dict[str, _Run]) -> None:
+    """All of them, or none: of what was made for those before one that can't be nothing stays."""
+    try:
+        for run in going.values():
+            run.directory.begin(device=str(run.trainer.regressor.device))
+    except BaseException:
+        for run in going.values():
+            run.directory.abandon()
+        raise
+
+
 def _in_turn(steps: dict, going: dict[str, _Run], found: dict[str, dict], at_once: int) -> list[Exception]:
-    """Steps of the first so many runs in turn, until each is finished or stopped; what stopped them. One that fails stops no other."""
-    stopped = []
+    """Steps of the first so many runs in turn, until each is finished or stopped; what stopped them. A run that has ended keeps neither its model nor its
+    lock."""
+    stopped, several = [], len(steps) > 1
     while steps:
         for name in list(steps)[:at_once]:
             run = going[name]
             with run.on_its_stream():
                 try:
-                    if next(steps[name], None) is None:
-                        del steps[name]
-                        found[name] = run.finish()
+                    if next(steps[name], None) is not None:
+                        continue
+                    found[name] = run.finish()
                 except Exception as error:
-                    steps.pop(name, None)
                     stopped.append(error)
+                    if several and not isinstance(error, Interrupted):
+                        note(f"{name} failed: {error}")
+            del steps[name], going[name]
+            run.directory.close()
     return stopped
 
 
 class _Run:
     """One run between its checkpoints."""
 
-    def __init__(self, config: TrainConfig, options: TrainOptions, directory: RunDirectory):
-        self.config, self.options, self.directory = config, options, directory
+    def __init__(self, config: TrainConfig, options: TrainOptions, directory: RunDirectory, waits: bool = False):
+        self.config, self.options, self.directory, self.waits = config, options, directory, waits
         self.trainer = Trainer(config)
         self.end = math.inf if options.minutes is None else time.perf_counter() + 60 * options.minutes
         self.step, self.logged, self.seconds, self.line, self.flops = 0, 0, 0.0, None, None
@@ -253,6 +283,8 @@ class _Run:
     def steps(self, progress, stop):
         """A generator that makes a step each time, until the last. Stopped, it saves and raises why."""
         config, self.began = self.config, time.perf_counter()
+        if self.waits and self.began > self.end:
+            self._stop(self._too_late)
         while self.step < config.steps:
             if stop.signal:
                 self._stop(stop.reason)
@@ -266,10 +298,13 @@ class _Run:
                 if due or self.step == config.steps:
                     self._save()
                 if time.perf_counter() > self.end and self.step < config.steps:
-                    self._stop(lambda where: Interrupted(f"stopped after {self.options.minutes:g} minutes {where}"))
+                    self._stop(self._too_late)
             yield self.step
         if stop.error:
             raise stop.error
+
+    def _too_late(self, where: str) -> Exception:
+        return Interrupted(f"stopped after {self.options.minutes:g} minutes {where}")
 
     def _stop(self, reason: Callable[[str], Exception]) -> None:
         if self.logged < self.step:
@@ -292,7 +327,7 @@ class _Run:
             step, last = self.logged + first, self.directory.checkpoint
             kept = f"the last good checkpoint is {last}, of step {self.saved}" if last else "no checkpoint was written before"
             raise RunError(
-                f"training diverged at step {step}: squared error {float(losses[first]):g}, gradient norm "
+                f"{self.directory.path}: training diverged at step {step}: squared error {float(losses[first]):g}, gradient norm "
                 f"{float(rows[first, -1]):g}; {kept}. Take a smaller --lr, more --warmup or a --clip"
             )
         return losses
