@@ -304,7 +304,7 @@ class _Run:
             raise stop.error
 
     def _too_late(self, where: str) -> Exception:
-        return Interrupted(f"stopped after {self.options.minutes:g} minutes {where}")
+        return Interrupted(f"stopped after {round(self.options.minutes, 2):g} minutes {where}")
 
     def _stop(self, reason: Callable[[str], Exception]) -> None:
         if self.logged < self.step:
