@@ -270,12 +270,13 @@ class _Run:
         else:
             self.trainer.begin_interval(0)
         self.saved = self.step
-        self.stream = torch.cuda.Stream(self.trainer.regressor.device) if self.trainer.stream else None
-        if self.stream:
-            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))  # on which the model was made
+        if self.trainer.stream:
+            self.trainer.stream.wait_stream(torch.cuda.current_stream(self.trainer.stream.device))  # on which the model was made
 
     def on_its_stream(self):
-        return torch.cuda.stream(self.stream) if self.stream else nullcontext()
+        """That of the trainer's captures, whose scratch memory (cuBLAS's) goes by the stream: of two runs that torch gave the same stream, which
+        it does from some number on, one then waits for the other."""
+        return torch.cuda.stream(self.trainer.stream) if self.trainer.stream else nullcontext()
 
     def finish(self) -> dict:
         return self.directory.finish(self._summary())
