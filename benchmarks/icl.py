@@ -1,6 +1,7 @@
 """In-context learning: what models trained on one function class, or on a mixture, do inside it and outside.
 
     python benchmarks/icl.py --out runs/icl          # goes on where it was stopped; results.json, results.md and a picture
+    python benchmarks/icl.py --out runs/icl-longer --scale longer --together 12   # twice the steps, twelve runs beside each other on a GPU
     python benchmarks/icl.py --out runs/icl --seeds 1 --minutes 20   # a part of it
     python benchmarks/icl.py --out runs/icl --evaluate               # no training: what the finished seeds say
     python benchmarks/icl.py --out runs/icl-garg --scale garg --device cuda --dtype bf16 --minutes 9
@@ -43,14 +44,11 @@ SMALL = TrainConfig(
 )  # fmt: skip
 TINY = TrainConfig(dims=3, points=4, layers=1, hidden=16, heads=2, positions=7, batch=4, steps=10, log=2, lr=1e-3)
 # a specialist's settings, non-zeros of the sparse class, and what is different for functions of one number (share: of the steps);
-# tiny is for dry runs
+# longer is for a class that was not learned in small's steps, tiny for dry runs
+ONE = {"share": 0.6, "points": 6, "layers": 3}
 SCALES = {
-    "small": (SMALL, 1, {"share": 0.6, "points": 6, "layers": 3}),
-    "longer": (
-        replace(SMALL, steps=50_000),
-        1,
-        {"share": 0.6, "points": 6, "layers": 3},
-    ),  # what had not learned its class in small's steps
+    "small": (SMALL, 1, ONE),
+    "longer": (replace(SMALL, steps=50_000), 1, ONE),
     "garg": (from_preset("garg-standard", steps=200_000), 2, {}),
     "tiny": (TINY, 1, {}),
 }
