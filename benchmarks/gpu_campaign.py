@@ -56,6 +56,7 @@ STAGES = {
     "real": ("real", "real"),
     "step-8b": ("step", "run"),
     "icl-bench": ("icl", "bench"),
+    "icl-small": ("icl", "small"),
     "icl-standard": ("icl", "standard"),
     "icl-mixture": ("icl", "mixture"),
     "icl-claims": ("icl_claims", "claims"),

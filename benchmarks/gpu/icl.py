@@ -31,6 +31,11 @@ TINY = dict(
 )
 
 
+def small(campaign, record) -> None:
+    """Garg et al.'s small model on dense linear functions, 500,000 steps in bf16: call until it is complete."""
+    _train(campaign, record, "icl-small", preset="garg-small", classes=("dense-linear",))
+
+
 def standard(campaign, record) -> None:
     """Garg et al.'s standard model on dense linear functions, 500,000 steps in bf16: call until it is complete."""
     _train(campaign, record, "icl-standard", classes=("dense-linear",))
@@ -41,18 +46,18 @@ def mixture(campaign, record) -> None:
     _train(campaign, record, "icl-mixture", classes=MIXTURE)
 
 
-def _config(campaign, **changes):
+def _config(campaign, preset: str, **changes):
     from dynadapt.experiments.icl.presets import from_preset
 
     sizes = TINY if campaign.tiny else {"dtype": "bf16"}
-    return from_preset("garg-standard", device=campaign.device, **{**sizes, **changes})
+    return from_preset(preset, device=campaign.device, **{**sizes, **changes})
 
 
-def _train(campaign, record, stage: str, classes) -> None:
+def _train(campaign, record, stage: str, classes, preset: str = "garg-standard") -> None:
     from dynadapt.experiments.dyneval import Interrupted
     from dynadapt.experiments.icl.train import TrainOptions, train
 
-    config = _config(campaign, classes=classes)
+    config = _config(campaign, preset, classes=classes)
     folder = campaign.out / f"{stage}-run"
     options = TrainOptions(resume=True, checkpoint=config.steps // 10, minutes=max(0.1, (campaign.left - SPARE) / 60))
     record.note(config=config.to_dict())

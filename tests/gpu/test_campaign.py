@@ -73,13 +73,14 @@ def test_a_call_goes_on_where_the_one_before_stopped(tmp_path):
 
 
 def test_training_in_context_goes_on_where_it_stopped(tmp_path):
-    stages = ("icl-bench", "icl-standard", "icl-mixture")
+    stages = ("icl-bench", "icl-small", "icl-standard", "icl-mixture")
     for called in (stages, ("icl-standard",)):  # the second time it is finished, and its record stays whole
         ran = campaign(tmp_path / "out", *called, "--bundle", str(tmp_path / "all.tar.gz"))
         assert ran.returncode == 0, ran.stdout + ran.stderr
     records = {name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in stages}
     assert all(r["status"] == "complete" for r in records.values())
     assert {row["provider"] for row in records["icl-bench"]["rows"]} == {"dynadapt", "gpt2-eager"}
+    assert (records["icl-small"]["config"]["preset"], records["icl-standard"]["config"]["preset"]) == ("garg-small", "garg-standard")
     assert set(records["icl-mixture"]["errors"]) == {"dense-linear", "sparse-linear:2"}
     assert [row["step"] for row in records["icl-standard"]["rows"]] == [12] and records["icl-standard"]["steps"] == 12
     assert len(records["icl-standard"]["errors"]["dense-linear"]["model"]["mean"]) == 4
