@@ -163,7 +163,7 @@ def test_a_run_goes_on_on_another_kind_of_device_and_says_so(tmp_path):
         state = load_file(str(kept / "engine" / "trainer.safetensors"))
         save_file({**state, "generator": torch.zeros(16, dtype=torch.uint8)}, str(kept / "engine" / "trainer.safetensors"))
         sign_again(kept)
-        with pytest.warns(UserWarning, match="first|second goes on on another kind of device, with other prompts"):
+        with pytest.warns(UserWarning, match=f"{name} goes on on another kind of device, with other prompts"):
             found[name] = train(config, run, TrainOptions(resume=True))
         lines = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
         found[name] = [*lines, found[name]["errors"]["dense-linear"]["model"]["mean"]]
