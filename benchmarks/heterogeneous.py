@@ -65,8 +65,13 @@ def engines(model, options) -> dict[str, dynadapt.Engine]:
         model, adapt=adapt, optimizer=optimizer, streams=count, segment=options.segment, dtype=options.dtype
     )
     mean, largest = sum(options.ranks) // streams, max(options.ranks)
+    say = lambda what: print(what, file=sys.stderr, flush=True)  # noqa: E731
+    say(f"making the mixed engine and {streams} of one stream, ranks {' '.join(map(str, options.ranks))}")
     mixed = make(adapts(options.ranks), optimizers)
-    check(mixed, [make(adapts(options.ranks)[s], optimizers[s], 1) for s in range(streams)], texts(model, streams, options.segment, 2))
+    alone = [make(adapts(options.ranks)[s], optimizers[s], 1) for s in range(streams)]
+    say("two steps of each: are the scores the same?")
+    check(mixed, alone, texts(model, streams, options.segment, 2))
+    say(f"making engines of rank {mean} and {largest}, then {options.rounds} rounds")
     return {
         "mixed": mixed,
         "mean rank": make(dynadapt.LoRA(rank=mean), optimizers[0]),

@@ -105,8 +105,11 @@ def train_all(configs: dict[str, TrainConfig], out: Path, minutes: float | None 
             options = TrainOptions(resume=True, checkpoint=max(1, config.steps // 10), keep=config.steps // KEPT, minutes=left)
             runs[name] = config, out / name, options
         steps = {name: configs[name].steps for name in group}
-        done = {name: steps_of(out / name) for name in group}
-        with progress_for(steps if together > 1 else steps[group[0]], every=30.0, done=done) as progress:
+        if together > 1:
+            shown = progress_for(steps, every=30.0, done={name: steps_of(out / name) for name in group})
+        else:
+            shown = progress_for(steps[group[0]], every=30.0)
+        with shown as progress:
             summaries |= train_together(runs, lambda name, line: progress({**line, "run": name}), together)  # noqa: B023
     return summaries
 

@@ -22,7 +22,6 @@ Rules, fixed before the runs; differences are memory's bits per byte less window
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import sys
@@ -34,6 +33,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.printed import print_page  # noqa: E402
 from benchmarks.reweighting_data import small_vocabulary  # noqa: E402
 from benchmarks.script import corpus_facts, domains_of, measuring, parser_of, rows_before  # noqa: E402
 from dynadapt import Adam, AdamW, Engine, Full, Overlap, SegmentMemory, load  # noqa: E402
@@ -153,13 +153,36 @@ def name(reads: str, rate: float | None) -> str:
     return f"{reads}, static" if rate is None else f"{reads}, {rate:g}"
 
 
+def page(results: dict) -> str:
+    """The table of docs/adaptation.md, of {a rate or "static": what `compared` gives}."""
+    lines = [
+        "| rate | window again, bits per byte | memory | memory less window again (95%) | FLOPs, times memory's | documents | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for rate, found in results.items():
+        less = found["memory_less_window_again"]
+        spread = "{:+.4f} to {:+.4f}".format(*less["interval"]) if less["interval"] else "no interval"
+        cells = [
+            "none" if rate == "static" else rate,
+            f"{found['window_again']:.4f}",
+            f"{found['memory']:.4f}",
+            f"{less['mean']:+.4f} ({spread})",
+            f"{found['flops_ratio']:.1f}",
+            str(found["documents"]),
+            found.get("verdict", "-"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = parser_of(__doc__, "runs/score-first")
     parser.add_argument("corpus", type=Path, help="what `dynadapt corpus build` made")
     given = parser.parse_args()
     with measuring("score_first", given):
         results = measure(given)
-    print(json.dumps(results, indent=1))
+        (given.out / "results.md").write_text(page(results))
+    print_page(page(results))
     return 0
 
 

@@ -16,7 +16,11 @@ ECHO = 0.2  # seconds in which SIGTERMs are one: a parent that ends sends SIGTER
 
 
 class Interrupted(RunError):
-    """Stopped by a signal or its callback, after the segment in progress was finished and saved."""
+    """Stopped by a signal or its callback, after the segment in progress was finished and saved. why: by what, without where."""
+
+    def __init__(self, why: str, where: str = ""):
+        super().__init__(f"{why} {where}".strip())
+        self.why = why
 
 
 class StopRun(Exception):
@@ -46,7 +50,7 @@ class Stop:
 
     def reason(self, where: str) -> Exception:
         """What a run that was stopped raises, once it is saved."""
-        return self.error or Interrupted(f"{self.why()} {where}")
+        return self.error or Interrupted(self.why(), where)
 
 
 @contextmanager

@@ -204,7 +204,7 @@ def train_together(
             steps = {name: run.steps(partial(stop.tell, partial(told, name)), stop) for name, run in going.items()}
             stopped = _in_turn(steps, going, found, at_once or len(runs))
         if stopped:
-            raise next((error for error in stopped if not isinstance(error, Interrupted)), stopped[0])
+            raise _first(stopped, len(runs))
         if stop.signal not in (None, CALLBACK):  # it came while the last summary was made
             raise stop.reason("after the last step")
         return {name: found[name] for name in runs}
@@ -233,9 +233,9 @@ def _begin(going: dict[str, _Run]) -> None:
         raise
 
 
-def _in_turn(steps: dict, going: dict[str, _Run], found: dict[str, dict], at_once: int) -> list[Exception]:
-    """Steps of the first so many runs in turn, until each is finished or stopped; what stopped them. A run that has ended keeps neither its model nor its
-    lock."""
+def _in_turn(steps: dict, going: dict[str, _Run], found: dict[str, dict], at_once: int) -> list[tuple[int, Exception]]:
+    """Steps of the first so many runs in turn, until each is finished or stopped; after how many steps which were stopped, and by what. A run that has
+    ended keeps neither its model nor its lock."""
     stopped, several = [], len(steps) > 1
     while steps:
         for name in list(steps)[:at_once]:
@@ -246,12 +246,22 @@ def _in_turn(steps: dict, going: dict[str, _Run], found: dict[str, dict], at_onc
                         continue
                     found[name] = run.finish()
                 except Exception as error:
-                    stopped.append(error)
+                    stopped.append((run.step, error))
                     if several and not isinstance(error, Interrupted):
                         note(f"{name} failed: {error}")
             del steps[name], going[name]
             run.directory.close()
     return stopped
+
+
+def _first(stopped: list[tuple[int, Exception]], runs: int) -> Exception:
+    """What is raised of these: the first failure; where all were asked to stop, that, with how far how many of so many runs are."""
+    first = next((error for _, error in stopped if not isinstance(error, Interrupted)), stopped[0][1])
+    if runs == 1 or not isinstance(first, Interrupted):
+        return first
+    steps = sorted({step for step, _ in stopped})
+    reached = " to ".join(f"{step:,}" for step in dict.fromkeys((steps[0], steps[-1])))
+    return Interrupted(first.why, f"with {runs - len(stopped)} of {runs} runs finished, the others after {reached} steps")
 
 
 class _Run:
@@ -305,7 +315,7 @@ class _Run:
             raise stop.error
 
     def _too_late(self, where: str) -> Exception:
-        return Interrupted(f"stopped after {round(self.options.minutes, 2):g} minutes {where}")
+        return Interrupted(f"stopped after {round(self.options.minutes, 2):g} minutes", where)
 
     def _stop(self, reason: Callable[[str], Exception]) -> None:
         if self.logged < self.step:
