@@ -161,7 +161,7 @@ def results_of(configs: dict[str, TrainConfig], out: Path, prompts: int = PROMPT
         "configs": first,
         "prompts": prompts,
         "runs": runs,
-        **verdicts_of(found),
+        **verdicts_of({"configs": first, **found}),
         "posterior moved by noise": moved(found["linear"] + found["own"]),
         **found,
     }

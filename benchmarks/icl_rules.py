@@ -47,13 +47,18 @@ Demands, the same of every model of a family; where one is not met the claim is 
       example on one of its own classes.
 
 13 and 14 are refuted when one family refutes them and confirmed when every family in which they were tested does.
+
+Asked twice. The scale "longer" asks again what the scale "small" had been asked. What that had decided nothing of, 13 on functions of one number and 14, is judged at
+the level divided by two (since the runs; it took 13 from refuted to not decided on functions of one number, and changed no other verdict). What it had not tested, for
+a demand that was not met, is asked for the first time, and what it had confirmed, 16, is confirmed twice. The intervals that are shown are those at the undivided level.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from scipy.stats import chi2, norm
@@ -99,24 +104,28 @@ NUMBER = Family(
     (Specialist("line", "least_squares", "least_squares"), Specialist("wave", "basis_least_squares", "basis_least_squares")),
 )
 PLACES = 4  # of claims 13 and 14: two classes of two families
+AGAIN = "icl-claims-longer"  # the preset of the runs by which some claims are asked for the second time
+LOOKS = {("13", "number"): 2, ("14", "linear"): 2, ("14", "number"): 2}  # how often, then
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
 
 
-def bounds(values: Sequence[float], places: int = 1, distance: float = MARGIN) -> dict:
-    """Student's intervals of the mean of one number a seed: low and high at LEVEL one-sided, far_low and far_high at LEVEL / places;
-    and the power to say that the mean is on the right side of a limit that lies `distance` away, at the first level (to confirm) and
-    the second (to refute)."""
+def bounds(values: Sequence[float], places: int = 1, distance: float = MARGIN, looks: int = 1) -> dict:
+    """Student's intervals of the mean of one number a seed: low and high at LEVEL one-sided, near_low and near_high at LEVEL / looks, which
+    confirm, far_low and far_high at LEVEL / looks / places, which refute; and the power to say that the mean is on the right side of a limit
+    that lies `distance` away, at the second level (to confirm) and the third (to refute)."""
     values = np.asarray(values, dtype=np.float64)
     count, mean = len(values), float(np.mean(values))
     spread = float(np.std(values, ddof=1))
-    near, far = (float(student.ppf(1 - LEVEL / share, count - 1)) for share in (1, places))
-    half, wide = (quantile * spread / math.sqrt(count) for quantile in (near, far))
+    plain, near, far = (float(student.ppf(1 - LEVEL / share, count - 1)) for share in (1, looks, looks * places))
+    half, judging, wide = (quantile * spread / math.sqrt(count) for quantile in (plain, near, far))
     return {
         "mean": mean,
         "low": mean - half,
         "high": mean + half,
+        "near_low": mean - judging,
+        "near_high": mean + judging,
         "far_low": mean - wide,
         "far_high": mean + wide,
         "sd": spread,
@@ -172,23 +181,29 @@ def unmet(family: Family, seeds: list[dict], learned: bool) -> str | None:
 # ------------------------------------------------------------------------------------------------------------ claims
 
 
-def judge(linear: list[dict], number: list[dict]) -> dict[str, dict]:
+def judge(linear: list[dict], number: list[dict], looks: Mapping[tuple[str, str], int] = MappingProxyType({})) -> dict[str, dict]:
     """Verdict, sentence, numbers and what would change it, of each claim. linear, number: of each seed {"tests": {test: {predictor:
     {"first", "second": errors by number of examples on each half of the prompts}}}, "improved": {model: error that the last fifth of
-    training took}}."""
+    training took}}. looks: how often a claim is asked of a family, where more than once."""
     families = ((LINEAR, linear), (NUMBER, number))
     return {
-        "13": together([claim_13(*family) for family in families]),
-        "14": together([claim_14(*family) for family in families]),
+        "13": together([claim_13(family, seeds, looks.get(("13", family.name), 1)) for family, seeds in families]),
+        "14": together([claim_14(family, seeds, looks.get(("14", family.name), 1)) for family, seeds in families]),
         "15": claim_15(linear),
         "16": claim_16(linear, number),
     }
 
 
-def verdicts_of(found: dict[str, list[dict]]) -> dict:
-    """{"claims", "own scales": those of the linear family there}; found: {"linear", "number", "own": seeds, as `judge` takes them}."""
-    own = {"13": claim_13(LINEAR, found["own"]), "14": claim_14(LINEAR, found["own"]), "15": claim_15(found["own"])}
-    return {"claims": judge(found["linear"], found["number"]), "own scales": own if found["own"] else {}}
+def verdicts_of(found: dict) -> dict:
+    """{"claims", "own scales": those of the linear family there}; found: {"linear", "number", "own": seeds, as `judge` takes them; "configs": of runs
+    by name}."""
+    looks = LOOKS if any(config["preset"] == AGAIN for config in found["configs"].values()) else {}
+    own = {
+        "13": claim_13(LINEAR, found["own"], looks.get(("13", LINEAR.name), 1)),
+        "14": claim_14(LINEAR, found["own"], looks.get(("14", LINEAR.name), 1)),
+        "15": claim_15(found["own"]),
+    }
+    return {"claims": judge(found["linear"], found["number"], looks), "own scales": own if found["own"] else {}}
 
 
 def together(found: list[dict]) -> dict:
@@ -201,21 +216,21 @@ def together(found: list[dict]) -> dict:
     return judged(verdict, said, {name: part["numbers"] for name, part in zip(names, found)}, changes)
 
 
-def claim_13(family: Family, seeds: list[dict]) -> dict:
+def claim_13(family: Family, seeds: list[dict], looks: int = 1) -> dict:
     if missing := unmet(family, seeds, learned=True):
         return untested(missing)
     numbers, wrong = {}, {}
     for own, other in zip(family.specialists, reversed(family.specialists)):
-        numbers[own.name] = bounds(apart(seeds, own.name, family.mixture, own.name), PLACES)
+        numbers[own.name] = bounds(apart(seeds, own.name, family.mixture, own.name), PLACES, looks=looks)
         wrong[own.name] = bounds(apart(seeds, own.name, other.name, own.name))
     found = {"mixture": numbers, "other specialist": wrong}
     if all(n["high"] <= MARGIN for n in wrong.values()):
         return untested("the specialists do as well on each other's class, nothing is selected", found)
     said = " and ".join(f"{shown(n)} on {case} (the other specialist {wrong[case]['mean']:+.3f})" for case, n in numbers.items())
-    return judged(_within(numbers), f"mean error of the mixture less the specialist's {said}", found, _needs(numbers))
+    return judged(_within(numbers), f"mean error of the mixture less the specialist's {said}", found, _needs(numbers, looks))
 
 
-def claim_14(family: Family, seeds: list[dict]) -> dict:
+def claim_14(family: Family, seeds: list[dict], looks: int = 1) -> dict:
     if missing := unmet(family, seeds, learned=False):
         return untested(missing)
     numbers, posterior, specialist = {}, {}, {}
@@ -233,7 +248,7 @@ def claim_14(family: Family, seeds: list[dict]) -> dict:
         numbers[own.name] = {
             "examples": k,
             "judged after": judged_after.tolist(),
-            **bounds([at(seed, family.mixture, own.baseline) for seed in seeds], PLACES),
+            **bounds([at(seed, family.mixture, own.baseline) for seed in seeds], PLACES, looks=looks),
         }
         specialist[own.name] = float(np.mean([at(seed, own.name, own.baseline) for seed in seeds]))
         posterior[own.name] = mean(family.mixture, "mixture_bayes").tolist()
@@ -242,7 +257,7 @@ def claim_14(family: Family, seeds: list[dict]) -> dict:
     said = " and ".join(
         f"{shown(n)} on {case} after {n['examples']} examples (the specialist there {specialist[case]:+.3f})" for case, n in numbers.items()
     )
-    return judged(verdict, f"farthest above the baseline {said}", found, _needs(numbers))
+    return judged(verdict, f"farthest above the baseline {said}", found, _needs(numbers, looks))
 
 
 def claim_15(linear: list[dict]) -> dict:
@@ -326,18 +341,19 @@ def claim_16(linear: list[dict], number: list[dict]) -> dict:
 
 
 def _within(numbers: dict[str, dict], refuting: dict[str, dict] | None = None) -> str:
-    if all(n["high"] <= MARGIN for n in numbers.values()):
+    if all(n["near_high"] <= MARGIN for n in numbers.values()):
         return CONFIRMED
     refuting = numbers if refuting is None else refuting
     return REFUTED if any(n["far_low"] > MARGIN for n in refuting.values()) else OPEN
 
 
-def _needs(numbers: dict) -> str:
+def _needs(numbers: dict, looks: int = 1) -> str:
     """What the numbers would have to be, and the power of the rule."""
-    upper, lower = (max(n[key] for n in numbers.values()) for key in ("high", "far_low"))
+    upper, lower = (max(n[key] for n in numbers.values()) for key in ("near_high", "far_low"))
+    twice = f", each at the level divided by {looks}, as it is asked so often" if looks > 1 else ""
     least = [min(n[key] for n in numbers.values()) for key in ("power_to_confirm", "power_to_refute")]
     return (
-        f"confirmed needs every upper end at most {MARGIN} (the largest is {upper:.3f}), refuted one lower end above it (the largest is {lower:.3f}); "
+        f"confirmed needs every upper end at most {MARGIN} (the largest is {upper:.3f}), refuted one lower end above it (the largest is {lower:.3f}){twice}; "
         f"power to confirm a difference of 0 {least[0]:.2f}, to refute one of {2 * MARGIN:g} {least[1]:.2f}"
     )
 

@@ -24,6 +24,7 @@ a claim is "as good as". Beside each: the least true difference that the rule fi
   runs and judging nothing: the last less the second 16,384.
 - "It is kept" along 131,072 tokens: gain over the second half less that over the first, above -MARGIN, below it refuted. (Added, with these two arms' longer
   streams, before any token behind 65,536 was scored.)
+- What learning and memory gain together stands beside, as a share of the sum of what each gains alone; it judges nothing (added after the runs).
 
 Where two arms that are compared differ in length, the tokens that both scored count.
 """

@@ -12,6 +12,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 from flops.evidence import Scored  # noqa: E402
 
 from benchmarks.script import OPEN, judged  # noqa: E402
+from dynadapt.experiments.reweight.compare import paired  # noqa: E402
 
 TOKENS = 65537  # of a text; the first is not scored
 LENGTHS = (4096, 16384, 65536)
@@ -108,4 +109,21 @@ def verdicts(cells: dict[str, dict[str, Scored]], flops: dict[str, float]) -> di
                 halves = [mean_of(gain, last // 2, last) - mean_of(gain, 0, last // 2) for gain in gains.values()]
                 found["kept"].append({"online": a, "static": b, "tokens": last, **judged(halves, -MARGIN, below=False)})
     whole = {row["verdict"] for row in found["3b"]}
-    return {**found, "3b_of_all": whole.pop() if len(whole) == 1 else OPEN}
+    means = {arm.name: {text: cells[text][arm.name].mean for text in cells} for arm in there}
+    return {**found, "3b_of_all": whole.pop() if len(whole) == 1 else OPEN, "together": together(means)}
+
+
+def together(means: dict[str, dict[str, float]]) -> list[dict]:
+    """Of LoRA and of full: the gain of learning and memory of 512 together as a share of the sum of what each gains alone, the mean over texts with Student's
+    interval. Judges nothing: it was looked at when all had been run. means: {arm: {text: NLL}}."""
+    rows = []
+    for kind in ("lora", "full"):
+        names = ("static-512", f"{kind}-512", "static-memory-512", f"{kind}-memory-512")
+        if set(names) <= means.keys():
+            by_text = [
+                (neither - both) / (2 * neither - weights - activations)
+                for neither, weights, activations, both in zip(*(means[name].values() for name in names))
+            ]
+            low, high = paired(by_text)["interval"] or (None, None)
+            rows.append({"learns": kind, "mean": sum(by_text) / len(by_text), "low": low, "high": high, "by_text": by_text})
+    return rows

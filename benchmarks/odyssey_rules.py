@@ -12,6 +12,7 @@ from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, outcome_interval,
 from dynadapt.experiments.diagnose.verdict import DIVERGED
 
 CHANCE, LEVEL = 0.025, 0.05  # of an interval wholly above 0 where nothing changed; of a verdict
+RARE = 0.05  # a share of domains that may get worse where claim 10 is refuted
 VOCABULARY = 49152  # of SmolLM2: a perplexity above it is worse than a uniform guess
 SHOWN = 0.9  # a true rank correlation whose power is given
 
@@ -140,7 +141,7 @@ def verdict_10(whole: list[dict], hurt: list[dict]) -> str:
     if whole and binom.sf(len(worse) - 1, len(whole), CHANCE) < LEVEL:
         return CONFIRMED
     helps = [row for row in whole if row["interval"][1] is not None and row["interval"][1] < 0]
-    return REFUTED if whole and len(helps) == len(whole) else OPEN
+    return REFUTED if len(helps) == len(whole) and share_at_most(0, len(whole)) <= RARE else OPEN
 
 
 def verdict_11(nearness) -> str:

@@ -102,11 +102,13 @@ def frequency_trades(texts: dict[str, Text]) -> dict:
             }
         )
     apart = lambda a: [cells[a].mean - cells["lora-every-1"].mean for cells in texts.values()]  # noqa: E731
+    between = [{"every": k, **over_texts(apart(f"lora-accumulate-{k}"), below=False), "verdict": None} for k in (2, 4)]
     over = {"every": 8, "learned_from": "an eighth", **over_texts(apart("lora-every-8"), below=False)}
     alone = {"every": 8, "learned_from": "all", **over_texts(apart("lora-accumulate-8"), below=False)}
     alone["equivalent"] = len(texts) >= 6 and alone["low"] > -MARGIN and alone["high"] < MARGIN
     dearer = any(r["steps"][-1]["cost"] >= r["steps"][0]["cost"] for r in rows)
-    return {"verdict": REFUTED if dearer else over["verdict"], "rows": rows, "over_texts": [over], "frequency_alone": alone}
+    found = {"rows": rows, "over_texts": [over], "frequency_alone": alone, "frequencies_between": between}
+    return {"verdict": REFUTED if dearer else over["verdict"], **found}
 
 
 def front_below(texts: dict[str, Text]) -> dict:

@@ -21,7 +21,7 @@ def markdown(results: dict, pictures: str) -> str:
         f"({', '.join(s['texts'])}; one stream, no reset). Every run scores the same tokens; a difference is in nats per token. By text its 95% interval is "
         "Student's over blocks of 256 tokens, says nothing of other texts, and judges nothing; the verdicts are those over texts: the mean, Student's 95% interval "
         'over texts, and under "seen with 80%" how far from its limit a true difference has to lie to be confirmed with a probability of 80%. To refute its claim, a comparison has to lie '
-        "beyond its limit at 5% divided by the number of the claim's comparisons; the interval shown is the undivided one. Learning rates are the "
+        "beyond its limit at 5% divided by the number of the claim's comparisons, and where that takes another distance it stands behind; the interval shown is the undivided one. Learning rates are the "
         "defaults of docs/defaults.md (measured for rank 16, 10% of rows and full). FLOPs are the ledger's without what causal attention masks. "
         "`benchmarks/flops/claims.py` has the rules, and says what was known when they were fixed.",
         "",
@@ -75,7 +75,9 @@ JUDGED = ("nats per token", "seen with 80%", "verdict")
 
 
 def _judged(row: dict) -> list[str]:
-    return [shown(row), power_shown(row), row["verdict"]]
+    least = row.get("seen_to_refute")
+    refuting = "" if least is None or least == row["seen_with_80%"] else f"; to refute {least:.3f}"
+    return [shown(row), power_shown(row) + refuting, row["verdict"]]
 
 
 def _between(ratios: list[float]) -> str:
@@ -108,6 +110,10 @@ def _frequency(found: dict) -> list[str]:
             [
                 ["learned from: an eighth of the text", *_judged(over)],
                 ["learned from: all of it, eight segments at once", *_judged(alone)[:2], said],
+                *(
+                    [f"every {other['every']} less every 1, learned from: all of it", *_judged(other)[:2], "judged by no rule"]
+                    for other in found.get("frequencies_between", ())
+                ),
             ],
         ),
         "",

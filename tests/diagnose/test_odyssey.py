@@ -123,9 +123,12 @@ def worse(n: int, of: int, kind: str = "hurts broadly") -> list[dict]:
     return [row(i, 0.1 if i < n else -0.1, kind if i < n else "helps") for i in range(of)]
 
 
-@pytest.mark.parametrize("n,verdict", [(0, "refuted"), (1, "not decided"), (2, "confirmed"), (9, "confirmed")])
-def test_claim_10_needs_more_worse_domains_than_chance_gives(n, verdict):
-    assert odyssey_rules.claims(worse(n, 9))["verdicts"]["10"] == verdict
+@pytest.mark.parametrize(
+    "n, of, verdict",
+    [(0, 9, "not decided"), (1, 9, "not decided"), (2, 9, "confirmed"), (9, 9, "confirmed"), (0, 58, "not decided"), (0, 59, "refuted")],
+)
+def test_claim_10_needs_more_worse_domains_than_chance_gives_or_none_of_so_many_that_they_are_rare(n, of, verdict):
+    assert odyssey_rules.claims(worse(n, of))["verdicts"]["10"] == verdict
 
 
 def test_claim_10_is_open_where_a_domain_is_undecided_and_where_all_diverged():

@@ -104,6 +104,9 @@ def test_verdicts_follow_the_scores():
     alone = claims.frequency_trades(six(lora_accumulate_8=2.505, lora_every_1=2.5))["frequency_alone"]
     assert alone["equivalent"] and alone["mean"] == pytest.approx(0.005, abs=1e-6)
     assert not claims.frequency_trades(six(lora_accumulate_8=2.52, lora_every_1=2.5))["frequency_alone"]["equivalent"]
+    between = claims.frequency_trades(six(lora_accumulate_2=2.4, lora_every_1=2.5))["frequencies_between"]
+    assert [(row["every"], row["verdict"]) for row in between] == [(2, None), (4, None)]
+    assert between[0]["mean"] == pytest.approx(-0.1, abs=1e-6)
     assert claims.front_below(good)["verdict"] == "confirmed"
     assert claims.front_below(six(static_2048=1.0))["verdict"] == "refuted"
     assert claims.lora_between(good)["verdict"] == "confirmed"

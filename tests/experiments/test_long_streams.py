@@ -1,5 +1,6 @@
 """What benchmarks/long_streams.py calls confirmed and refuted, on made-up scores whose truth is known, with streams of two lengths."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 from flops.evidence import Scored  # noqa: E402
 
-from benchmarks import long_streams  # noqa: E402
+from benchmarks import long_streams, long_streams_rules  # noqa: E402
 
 SHORT, LONG = 65536, 131072
 FLOPS = {arm.name: (3e9 if arm.online else 1e9) * (1 + 0.1 * i) for i, arm in enumerate(long_streams.ARMS)}
@@ -55,6 +56,23 @@ def test_arms_of_two_lengths_are_compared_on_what_both_scored():
     front = next(row for row in v["3b"] if row["online"] == "lora-memory-512")
     assert front["mean"] == pytest.approx(-0.1, abs=0.02) and front["verdict"] == "confirmed"
     assert next(row for row in v["growth"] if row["online"] == "lora-memory-512")["verdict"] == "refuted"
+
+
+def test_what_learning_and_memory_gain_together_is_a_share_of_the_sum():
+    means = {
+        "static-512": {"a": 3.0, "b": 2.0},
+        "lora-512": {"a": 2.9, "b": 1.8},
+        "static-memory-512": {"a": 2.7, "b": 1.7},
+        "lora-memory-512": {"a": 2.64, "b": 1.6},
+    }
+    (found,) = long_streams_rules.together(means)
+    assert (
+        found["by_text"] == pytest.approx([0.9, 0.8]) and found["mean"] == pytest.approx(0.85) and found["low"] < 0.8 < 0.9 < found["high"]
+    )
+    kept = json.loads((ROOT / "benchmarks" / "results" / "long-streams.json").read_text())
+    made = long_streams_rules.together({arm["name"]: arm["nll"] for arm in kept["arms"]})
+    for row, now in zip(kept["verdicts"]["together"], made, strict=True):
+        assert row["learns"] == now["learns"] and row["by_text"] == pytest.approx(now["by_text"], abs=1e-9)
 
 
 def test_its_page_and_picture(tmp_path):

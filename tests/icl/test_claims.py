@@ -153,6 +153,20 @@ def test_nothing_to_select():
     assert found["verdict"] == "not tested" and "nothing is selected" in found["sentence"]
 
 
+def test_what_is_asked_twice_is_judged_at_half_the_level():
+    """Of sinusoids the mixture is 0.061 above its specialist: refuted by 0.001 by one look, not by two. Combinations fail in both."""
+    kept = json.loads((ROOT / "benchmarks" / "results" / "icl-seeds.json").read_text("utf-8"))
+    once = icl_rules.claim_13(icl_rules.NUMBER, kept["number"])
+    twice = icl_rules.claim_13(icl_rules.NUMBER, kept["number"], looks=2)
+    assert (once["verdict"], twice["verdict"]) == ("refuted", "not decided") and once["sentence"] == twice["sentence"]
+    assert "each at the level divided by 2" in twice["changes"] and "level" not in once["changes"]
+    n = icl_rules.bounds([0.01, 0.02, 0.03], places=4, looks=2)
+    assert n["near_high"] == pytest.approx(0.02 + 4.30265 * 0.01 / math.sqrt(3), abs=1e-6)  # 2.5% in each tail, 2 degrees of freedom
+    assert n["high"] == pytest.approx(0.02 + 2.91999 * 0.01 / math.sqrt(3), abs=1e-6)
+    first = {name: {**config, "preset": "icl-claims-small"} for name, config in kept["configs"].items()}
+    assert icl_rules.verdicts_of({**kept, "configs": first})["claims"]["13"]["verdict"] == "refuted"
+
+
 def test_a_spread_as_large_as_the_margin_decides_nothing():
     seeds = three(linear)
     for one, by in zip(seeds, (-0.1, 0.0, 0.1)):
