@@ -9,7 +9,7 @@ measure, and says in one table what came of it.
 
 The rules are those of the scripts, fixed before their runs and said in full in each; the table has them in a few words. Power: where the unit is the text, how far
 from the rule's limit a true difference has to lie to be called with a probability of 80%, at the spread that was found; where every text has to hold, the share of
-texts for which it doesn't that would show with 80%. Beside these, judging nothing: Holm's p over the comparisons of a claim on long streams, and intervals in which
+texts for which it doesn't that would show with 80%. Beside these, judging nothing: intervals in which
 what is not independent counts once: manual pages in four languages, three places and splices of the same domains. What has no results file is "not run".
 
 What is run lies under --out, one directory a model and script, and the results files together in its "results".
@@ -92,7 +92,8 @@ PIECES = (
         "long_streams",
         "long-streams",
         of_long,
-        "28fb978, cfb802c (rates on 8,192 tokens) and 6aa2815 (131,072 tokens); static memories of 6,144 and 7,676 by 61a7ae6, when the other arms had been run",
+        "28fb978, cfb802c (rates on 8,192 tokens) and 6aa2815 (131,072 tokens); static memories of 6,144 and 7,676 by 61a7ae6, when the other arms had been run; "
+        "that a claim's comparisons are counted together (Holm) since the runs, which is stricter",
         "more texts, other models, rates chosen on longer texts",
     ),
     Piece(

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from benchmarks import distillation, guard, learning_from, levels, resets, score_first
 from benchmarks.script import OPEN, judged, mean_error, power_shown, shown
-from dynadapt.experiments.reweight.compare import holm
 from dynadapt.experiments.reweight.power import seen
 
 WORST, CHECKED = 0.8, 0.05  # power that is wanted, and the level of Student's intervals
@@ -159,9 +158,11 @@ def of_long(results: dict) -> list[Row]:
     rows, texts = [], list(results["texts"])
     for claim, called, rule in LONG:
         found = results["verdicts"][claim]
-        for of, together in zip(found, holm([of["p"] for of in found])):
-            row = judged_row(called.format(**of), rule, of)
-            p = f", p {of['p']:.4f}" + (f" (of {len(found)} together {together:.4f})" if len(found) > 1 else "")
+        for of in found:
+            by_itself = of.get("by_itself", of["verdict"])
+            verdict = of["verdict"] + (f" ({by_itself} by itself)" if by_itself != of["verdict"] else "")
+            row = judged_row(called.format(**of), rule, of, verdict)
+            p = f", p {of['p']:.4f}" + (f" (of {len(found)} together {of['p_together']:.4f})" if "p_together" in of else "")
             fewer = of_fewer(pages_as_one(of["by_text"], texts), "with the manual pages as one")
             rows.append(replace(row, found=row.found + p, texts=f"{row.texts}; {fewer}"))
     return rows

@@ -51,6 +51,7 @@ Demands, the same of every model of a family; where one is not met the claim is 
 Asked twice. The scale "longer" asks again what the scale "small" had been asked. What that had decided nothing of, 13 on functions of one number and 14, is judged at
 the level divided by two (since the runs; it took 13 from refuted to not decided on functions of one number, and changed no other verdict). What it had not tested, for
 a demand that was not met, is asked for the first time, and what it had confirmed, 16, is confirmed twice. The intervals that are shown are those at the undivided level.
+Another scale would be a third look.
 """
 
 from __future__ import annotations
@@ -58,7 +59,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 from scipy.stats import chi2, norm
@@ -112,8 +112,8 @@ LOOKS = {("13", "number"): 2, ("14", "linear"): 2, ("14", "number"): 2}  # how o
 
 
 def bounds(values: Sequence[float], places: int = 1, distance: float = MARGIN, looks: int = 1) -> dict:
-    """Student's intervals of the mean of one number a seed: low and high at LEVEL one-sided, near_low and near_high at LEVEL / looks, which
-    confirm, far_low and far_high at LEVEL / looks / places, which refute; and the power to say that the mean is on the right side of a limit
+    """Student's intervals of the mean of one number a seed: low and high at LEVEL one-sided, confirm_low and confirm_high at LEVEL / looks, which
+    confirm, refute_low and refute_high at LEVEL / looks / places, which refute; and the power to say that the mean is on the right side of a limit
     that lies `distance` away, at the second level (to confirm) and the third (to refute)."""
     values = np.asarray(values, dtype=np.float64)
     count, mean = len(values), float(np.mean(values))
@@ -124,10 +124,10 @@ def bounds(values: Sequence[float], places: int = 1, distance: float = MARGIN, l
         "mean": mean,
         "low": mean - half,
         "high": mean + half,
-        "near_low": mean - judging,
-        "near_high": mean + judging,
-        "far_low": mean - wide,
-        "far_high": mean + wide,
+        "confirm_low": mean - judging,
+        "confirm_high": mean + judging,
+        "refute_low": mean - wide,
+        "refute_high": mean + wide,
         "sd": spread,
         "seeds": count,
         "power_to_confirm": power(spread, count, near, distance),
@@ -181,11 +181,11 @@ def unmet(family: Family, seeds: list[dict], learned: bool) -> str | None:
 # ------------------------------------------------------------------------------------------------------------ claims
 
 
-def judge(linear: list[dict], number: list[dict], looks: Mapping[tuple[str, str], int] = MappingProxyType({})) -> dict[str, dict]:
+def judge(linear: list[dict], number: list[dict], looks: Mapping[tuple[str, str], int] | None = None) -> dict[str, dict]:
     """Verdict, sentence, numbers and what would change it, of each claim. linear, number: of each seed {"tests": {test: {predictor:
     {"first", "second": errors by number of examples on each half of the prompts}}}, "improved": {model: error that the last fifth of
     training took}}. looks: how often a claim is asked of a family, where more than once."""
-    families = ((LINEAR, linear), (NUMBER, number))
+    families, looks = ((LINEAR, linear), (NUMBER, number)), looks or {}
     return {
         "13": together([claim_13(family, seeds, looks.get(("13", family.name), 1)) for family, seeds in families]),
         "14": together([claim_14(family, seeds, looks.get(("14", family.name), 1)) for family, seeds in families]),
@@ -285,7 +285,7 @@ def claim_15(linear: list[dict]) -> dict:
     if all(abs(n["specialists apart"]["mean"]) < SLACK for n in between.values()):
         return untested("the specialists do not differ in between", found)
     outside = [
-        count for count, n in between.items() if n["to the worse"]["far_low"] > SLACK or n["to the better"]["far_high"] < -SLACK
+        count for count, n in between.items() if n["to the worse"]["refute_low"] > SLACK or n["to the better"]["refute_high"] < -SLACK
     ]  # fmt: skip
     fits = all(n["to the worse"]["high"] <= SLACK and n["to the better"]["low"] >= -SLACK for n in between.values())
     ended = ", ".join(f"{shown(n)} at {count}" for count, n in ends.items())
@@ -293,7 +293,7 @@ def claim_15(linear: list[dict]) -> dict:
         f"{shown(n['to the worse'])} above the worse and {shown(n['to the better'])} above the better specialist at {count}"
         for count, n in between.items()
     )
-    if outside or any(n["far_low"] > MARGIN for n in ends.values()):
+    if outside or any(n["refute_low"] > MARGIN for n in ends.values()):
         verdict = REFUTED
     else:
         verdict = CONFIRMED if fits and all(n["high"] <= MARGIN for n in ends.values()) else OPEN
@@ -324,7 +324,7 @@ def claim_16(linear: list[dict], number: list[dict]) -> dict:
         return untested(f"the mixture has not learned its own classes: error {errors} after the last example", found)
     limit = max(FAILS, 3 * max(end["high"] for end in ends))
     fails, works = middle["low"] > limit, middle["high"] <= max(end["high"] for end in ends) + MARGIN
-    degrades = [name for name, n in extremes.items() if n["far_low"] > MARGIN]
+    degrades = [name for name, n in extremes.items() if n["refute_low"] > MARGIN]
     holds = all(n["high"] <= MARGIN for n in extremes.values())
     verdict = CONFIRMED if fails and degrades else REFUTED if works and holds else OPEN
     said = ", ".join(f"{shown(n, sign='')} ({name})" for name, n in mixed.items())
@@ -341,16 +341,16 @@ def claim_16(linear: list[dict], number: list[dict]) -> dict:
 
 
 def _within(numbers: dict[str, dict], refuting: dict[str, dict] | None = None) -> str:
-    if all(n["near_high"] <= MARGIN for n in numbers.values()):
+    if all(n["confirm_high"] <= MARGIN for n in numbers.values()):
         return CONFIRMED
     refuting = numbers if refuting is None else refuting
-    return REFUTED if any(n["far_low"] > MARGIN for n in refuting.values()) else OPEN
+    return REFUTED if any(n["refute_low"] > MARGIN for n in refuting.values()) else OPEN
 
 
 def _needs(numbers: dict, looks: int = 1) -> str:
     """What the numbers would have to be, and the power of the rule."""
-    upper, lower = (max(n[key] for n in numbers.values()) for key in ("near_high", "far_low"))
-    twice = f", each at the level divided by {looks}, as it is asked so often" if looks > 1 else ""
+    upper, lower = (max(n[key] for n in numbers.values()) for key in ("confirm_high", "refute_low"))
+    twice = f", each at the level divided by {looks}, as it is asked {looks} times" if looks > 1 else ""
     least = [min(n[key] for n in numbers.values()) for key in ("power_to_confirm", "power_to_refute")]
     return (
         f"confirmed needs every upper end at most {MARGIN} (the largest is {upper:.3f}), refuted one lower end above it (the largest is {lower:.3f}){twice}; "

@@ -8,8 +8,9 @@ younger than the model, and a log that a generator here makes. The corpus' other
 texts served to choose defaults; they choose the learning rates here and are not judged.
 
 Rules, fixed before the runs. The unit is the text: a difference is the mean over texts of the difference of mean NLLs on the same tokens, with
-Student's 95% interval; "below x" and "above x" mean that the whole interval lies there. MARGIN = 0.01 nats a token is what counts as a difference where
-a claim is "as good as". Beside each: the least true difference that the rule finds with a probability of 80% (`power.seen`).
+Student's 95% interval; "below x" and "above x" mean that the whole interval lies there, and that it stands where the comparisons of a claim are counted together
+(Holm; since the runs: of two comparisons, by themselves confirmed in claim 4 and refuted in claim 5, it made nothing decided). MARGIN = 0.01 nats a token is what counts as a difference where
+a claim is "as good as". Beside each: the least true difference that it finds by itself with a probability of 80% (`power.seen`).
 
 - Rates: LoRA and full adaptation each take the best of four on a grid of steps of two, its default the second highest, by the mean NLL of the three other domains'
   first 8,192 scored tokens; with memory and without it apart. A best rate at the end of its grid is said.
@@ -24,7 +25,7 @@ a claim is "as good as". Beside each: the least true difference that the rule fi
   runs and judging nothing: the last less the second 16,384.
 - "It is kept" along 131,072 tokens: gain over the second half less that over the first, above -MARGIN, below it refuted. (Added, with these two arms' longer
   streams, before any token behind 65,536 was scored.)
-- What learning and memory gain together stands beside, as a share of the sum of what each gains alone; it judges nothing (added after the runs).
+- What learning and memory gain together is in the results file, as a share of the sum of what each gains alone; it judges nothing (added after the runs).
 
 Where two arms that are compared differ in length, the tokens that both scored count.
 """

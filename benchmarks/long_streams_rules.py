@@ -12,11 +12,12 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 from flops.evidence import Scored  # noqa: E402
 
 from benchmarks.script import OPEN, judged  # noqa: E402
-from dynadapt.experiments.reweight.compare import paired  # noqa: E402
+from dynadapt.experiments.reweight.compare import holm, paired  # noqa: E402
 
 TOKENS = 65537  # of a text; the first is not scored
 LENGTHS = (4096, 16384, 65536)
-MARGIN, BLOCK, END = 0.01, 8192, 16384
+MARGIN, LEVEL, BLOCK, END = 0.01, 0.05, 8192, 16384
+TOGETHER = ("5", "4", "3b", "growth")  # claims of several comparisons
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,21 @@ def verdicts(cells: dict[str, dict[str, Scored]], flops: dict[str, float]) -> di
             if last > TOKENS:
                 halves = [mean_of(gain, last // 2, last) - mean_of(gain, 0, last // 2) for gain in gains.values()]
                 found["kept"].append({"online": a, "static": b, "tokens": last, **judged(halves, -MARGIN, below=False)})
+    for claim in TOGETHER:
+        found[claim] = counted_together(found[claim])
     whole = {row["verdict"] for row in found["3b"]}
     means = {arm.name: {text: cells[text][arm.name].mean for text in cells} for arm in there}
     return {**found, "3b_of_all": whole.pop() if len(whole) == 1 else OPEN, "together": together(means)}
+
+
+def counted_together(rows: list[dict]) -> list[dict]:
+    """The comparisons of one claim, of which a verdict stands where it does with all of them counted (Holm); "by_itself" is what it is without."""
+    adjusted = holm([row["p"] for row in rows])
+    stands = lambda p: p is not None and p < LEVEL  # noqa: E731
+    return [
+        {**row, "verdict": row["verdict"] if stands(p) else OPEN, "by_itself": row["verdict"], "p_together": p}
+        for row, p in zip(rows, adjusted)
+    ]
 
 
 def together(means: dict[str, dict[str, float]]) -> list[dict]:

@@ -12,7 +12,7 @@ from dynadapt.experiments.diagnose.advise import ADAPT, LEAVE, outcome_interval,
 from dynadapt.experiments.diagnose.verdict import DIVERGED
 
 CHANCE, LEVEL = 0.025, 0.05  # of an interval wholly above 0 where nothing changed; of a verdict
-RARE = 0.05  # a share of domains that may get worse where claim 10 is refuted
+RARE = 0.05  # the share of domains that may at most get worse where claim 10 is refuted
 VOCABULARY = 49152  # of SmolLM2: a perplexity above it is worse than a uniform guess
 SHOWN = 0.9  # a true rank correlation whose power is given
 
@@ -159,7 +159,8 @@ def few_of(hurt: list[dict]) -> int:
 
 def verdict_12(hurt: list[dict]) -> str:
     few = few_of(hurt)
-    return CONFIRMED if hurt and 2 * few > len(hurt) else REFUTED if len(hurt) >= 3 and not few else OPEN
+    refuted = hurt and not few and share_at_most(0, len(hurt)) <= 0.5  # five
+    return CONFIRMED if hurt and 2 * few > len(hurt) else REFUTED if refuted else OPEN
 
 
 def verdict_advice(decided: list[dict]) -> str:

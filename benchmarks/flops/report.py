@@ -106,13 +106,13 @@ def _frequency(found: dict) -> list[str]:
     first = found["rows"][0]
     return [
         *_table(
-            [f"every 8 less every 1, over {over['texts']} texts", *JUDGED],
+            [f"less every 1, over {over['texts']} texts", *JUDGED],
             [
-                ["learned from: an eighth of the text", *_judged(over)],
-                ["learned from: all of it, eight segments at once", *_judged(alone)[:2], said],
+                ["every 8, learned from: an eighth of the text", *_judged(over)],
+                ["every 8, learned from: all of it, eight segments at once", *_judged(alone)[:2], said],
                 *(
-                    [f"every {other['every']} less every 1, learned from: all of it", *_judged(other)[:2], "judged by no rule"]
-                    for other in found.get("frequencies_between", ())
+                    [f"every {other['every']}, learned from: all of it", *_judged(other)[:2], "judged by no rule"]
+                    for other in found["frequencies_between"]
                 ),
             ],
         ),

@@ -131,6 +131,12 @@ def test_claim_10_needs_more_worse_domains_than_chance_gives_or_none_of_so_many_
     assert odyssey_rules.claims(worse(n, of))["verdicts"]["10"] == verdict
 
 
+def test_of_the_domains_that_refute_claim_10_none_may_have_chosen_a_default():
+    rows = worse(0, 59)
+    rows[0]["domain"] = odyssey_rules.TUNED[0]
+    assert odyssey_rules.claims(rows)["verdicts"]["10"] == "not decided"
+
+
 def test_claim_10_is_open_where_a_domain_is_undecided_and_where_all_diverged():
     rows = [*worse(0, 8), {**row(8, -0.005, "inconclusive")}]
     assert odyssey_rules.claims(rows)["verdicts"]["10"] == "not decided"
@@ -149,9 +155,12 @@ def test_domains_that_chose_defaults_decide_nothing_alone(names, ten, twelve):
     assert (verdicts["10"], verdicts["12"]) == (ten, twelve)
 
 
-@pytest.mark.parametrize("few,verdict", [(0, "refuted"), (1, "not decided"), (2, "confirmed")])
-def test_claim_12_by_the_share_of_harmed_domains(few, verdict):
-    rows = [row(i, 0.1, "hurts on few types" if i < few else "hurts broadly") for i in range(3)]
+@pytest.mark.parametrize(
+    "few, of, verdict",
+    [(0, 5, "refuted"), (0, 4, "not decided"), (1, 3, "not decided"), (2, 3, "confirmed"), (3, 5, "confirmed"), (0, 0, "not decided")],
+)
+def test_claim_12_by_the_share_of_harmed_domains(few, of, verdict):
+    rows = [row(i, 0.1, "hurts on few types" if i < few else "hurts broadly") for i in range(of)] or [row(0, -0.1, "helps")]
     assert odyssey_rules.claims(rows)["verdicts"]["12"] == verdict
 
 

@@ -58,6 +58,20 @@ def test_arms_of_two_lengths_are_compared_on_what_both_scored():
     assert next(row for row in v["growth"] if row["online"] == "lora-memory-512")["verdict"] == "refuted"
 
 
+def test_a_verdict_has_to_stand_with_its_claims_others_counted():
+    row = lambda p, verdict: {"p": p, "verdict": verdict}  # noqa: E731
+    found = long_streams_rules.counted_together(
+        [row(0.04, "confirmed"), row(0.3, "not decided"), row(0.001, "refuted"), row(None, "not decided")]
+    )
+    assert [each["verdict"] for each in found] == ["not decided", "not decided", "refuted", "not decided"]
+    assert found[0]["by_itself"] == "confirmed" and found[0]["p_together"] == pytest.approx(0.08) and found[3]["p_together"] is None
+    kept = json.loads((ROOT / "benchmarks" / "results" / "long-streams.json").read_text())["verdicts"]
+    for claim in long_streams_rules.TOGETHER:
+        assert kept[claim] == long_streams_rules.counted_together([{**each, "verdict": each["by_itself"]} for each in kept[claim]])
+    apart = [(each["lora"], each["tokens"]) for each in kept["4"] if each["verdict"] != each["by_itself"]]
+    assert apart == [("lora-memory-512", 65536)]
+
+
 def test_what_learning_and_memory_gain_together_is_a_share_of_the_sum():
     means = {
         "static-512": {"a": 3.0, "b": 2.0},

@@ -160,8 +160,11 @@ def test_what_is_asked_twice_is_judged_at_half_the_level():
     twice = icl_rules.claim_13(icl_rules.NUMBER, kept["number"], looks=2)
     assert (once["verdict"], twice["verdict"]) == ("refuted", "not decided") and once["sentence"] == twice["sentence"]
     assert "each at the level divided by 2" in twice["changes"] and "level" not in once["changes"]
+    linear = icl_rules.claim_13(icl_rules.LINEAR, kept["linear"], looks=2)
+    assert kept["claims"]["13"]["numbers"]["linear"]["mixture"]["sparse"]["confirm_high"] < 0.05  # asked once
+    assert linear["numbers"]["mixture"]["sparse"]["confirm_high"] == pytest.approx(0.051, abs=5e-4) and linear["verdict"] == "not decided"
     n = icl_rules.bounds([0.01, 0.02, 0.03], places=4, looks=2)
-    assert n["near_high"] == pytest.approx(0.02 + 4.30265 * 0.01 / math.sqrt(3), abs=1e-6)  # 2.5% in each tail, 2 degrees of freedom
+    assert n["confirm_high"] == pytest.approx(0.02 + 4.30265 * 0.01 / math.sqrt(3), abs=1e-6)  # 2.5% in each tail, 2 degrees of freedom
     assert n["high"] == pytest.approx(0.02 + 2.91999 * 0.01 / math.sqrt(3), abs=1e-6)
     first = {name: {**config, "preset": "icl-claims-small"} for name, config in kept["configs"].items()}
     assert icl_rules.verdicts_of({**kept, "configs": first})["claims"]["13"]["verdict"] == "refuted"
@@ -207,7 +210,7 @@ def test_bounds_and_power_by_simulation():
     """low and high are Student's; the power is the share of made-up experiments that the rule decides."""
     n = icl_rules.bounds([0.01, 0.02, 0.03], places=4)
     assert n["high"] == pytest.approx(0.02 + 2.91999 * 0.01 / math.sqrt(3), abs=1e-6)
-    assert n["far_low"] == pytest.approx(0.02 - 6.20535 * 0.01 / math.sqrt(3), abs=1e-5)  # 1.25% in each tail, 2 degrees of freedom
+    assert n["refute_low"] == pytest.approx(0.02 - 6.20535 * 0.01 / math.sqrt(3), abs=1e-5)  # 1.25% in each tail, 2 degrees of freedom
     rng, spread = np.random.default_rng(0), 0.02
     drawn = rng.normal(0.0, spread, (40_000, 3))
     upper = drawn.mean(1) + 2.91999 * drawn.std(1, ddof=1) / math.sqrt(3)

@@ -1,4 +1,5 @@
-"""Fifty updates of four rules beside their equations, summed up in closed form with 50 digits: what adds up over a run, not one update.
+"""Fifty updates of four rules beside their equations, written anew with 50 digits, where there is one in closed form: what adds up over a run, not one
+update.
 
 Losses and batches are drawn; in some steps a domain is absent, as in small batches.
 """
