@@ -70,9 +70,16 @@ PIECES = (
         "resets",
         of_resets,
         "fbf138b; Student's intervals since the first runs (490dc9b), which are stricter; false alarms take segments as independent",
-        "an oracle at the lower rate, segments of 512 (`--design long`)",
+        "segments of 512 (`--design long`, below), another rate, other models",
     ),
-    Piece("resets", "resets-long", of_resets, options=("--design", "long")),
+    Piece(
+        "resets",
+        "resets-long",
+        of_resets,
+        "34307042, before its runs; each comparison by itself",
+        "another rate, other models, texts whose domains have less in common, splices that are further apart",
+        options=("--design", "long"),
+    ),
     Piece(
         "levels",
         "levels",
