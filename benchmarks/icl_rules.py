@@ -49,7 +49,7 @@ Demands, the same of every model of a family; where one is not met the claim is 
 13 and 14 are refuted when one family refutes them and confirmed when every family in which they were tested does.
 
 Asked twice. The scale "longer" asks again what the scale "small" had been asked. What that had decided nothing of, 13 on functions of one number and 14, is judged at
-the level divided by two (since the runs; it took 13 from refuted to not decided on functions of one number, and changed no other verdict). What it had not tested, for
+the level divided by two (since the runs; it took 13 on functions of one number from refuted to not decided, before three runs of seed 0 were made again, and changed no other verdict). What it had not tested, for
 a demand that was not met, is asked for the first time, and what it had confirmed, 16, is confirmed twice. The intervals that are shown are those at the undivided level.
 Another scale would be a third look.
 """
