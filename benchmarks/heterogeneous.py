@@ -23,6 +23,7 @@ from dynadapt.adapt.optimizers import OPTIMIZERS, WITHOUT_STATISTICS
 from dynadapt.bench.quantiles import median_interval, quantiles
 from dynadapt.bench.side_by_side import check_out, write
 from dynadapt.common.environment import environment
+from dynadapt.runs.progress import say
 
 
 def arguments(argv=None) -> argparse.Namespace:
@@ -65,7 +66,6 @@ def engines(model, options) -> dict[str, dynadapt.Engine]:
         model, adapt=adapt, optimizer=optimizer, streams=count, segment=options.segment, dtype=options.dtype
     )
     mean, largest = sum(options.ranks) // streams, max(options.ranks)
-    say = lambda what: print(what, file=sys.stderr, flush=True)  # noqa: E731
     say(f"making the mixed engine and {streams} of one stream, ranks {' '.join(map(str, options.ranks))}")
     mixed = make(adapts(options.ranks), optimizers)
     alone = [make(adapts(options.ranks)[s], optimizers[s], 1) for s in range(streams)]

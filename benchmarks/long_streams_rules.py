@@ -137,6 +137,7 @@ def together(means: dict[str, dict[str, float]]) -> list[dict]:
                 (neither - both) / (2 * neither - weights - activations)
                 for neither, weights, activations, both in zip(*(means[name].values() for name in names))
             ]
-            low, high = paired(by_text)["interval"] or (None, None)
-            rows.append({"learns": kind, "mean": sum(by_text) / len(by_text), "low": low, "high": high, "by_text": by_text})
+            found = paired(by_text)
+            low, high = found["interval"] or (None, None)
+            rows.append({"learns": kind, "mean": found["mean"], "low": low, "high": high, "by_text": by_text})
     return rows

@@ -154,7 +154,7 @@ def name(reads: str, rate: float | None) -> str:
 
 
 def page(results: dict) -> str:
-    """The table of docs/adaptation.md, of {a rate or "static": what `compared` gives}."""
+    """A row for each of {a rate or "static": what `compared` gives}."""
     lines = [
         "| rate | window again, bits per byte | memory | memory less window again (95%) | FLOPs, times memory's | documents | verdict |",
         "|---|---|---|---|---|---|---|",
