@@ -109,3 +109,12 @@ def test_shorter_texts_are_said_to_be_shorter(tmp_path):
     (tmp_path / "text").write_text("a")
     long_streams.put(given, dict.fromkeys(made, tmp_path / "text"), {"lora": {"rate": 1e-3, "end": False}}, made, FLOPS)
     assert "| 1,024 |" in (tmp_path / "results.md").read_text() and not (tmp_path / "gain.png").exists()
+
+
+@pytest.mark.parametrize(
+    "truth,best,end,tried", [(3e-3, 2e-3, False, 4), (6e-3, 4e-3, False, 5), (1.0, 16e-3, True, 6), (1e-9, 1.25e-4, True, 6)]
+)
+def test_a_grid_goes_on_where_its_best_rate_is_at_the_end(truth, best, end, tried):
+    found = long_streams.best_rate([5e-4, 1e-3, 2e-3, 4e-3], lambda rate: abs(np.log(rate / truth) + 0.1))
+    assert (found["rate"], found["end"], len(found["nll"])) == (pytest.approx(best), end, tried)
+    assert [float(rate) for rate in found["nll"]] == sorted(float(rate) for rate in found["nll"])
