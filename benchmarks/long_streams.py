@@ -9,7 +9,7 @@ texts served to choose defaults; they choose the learning rates here and are not
 
 Rules, fixed before the runs. The unit is the text: a difference is the mean over texts of the difference of mean NLLs on the same tokens, with
 Student's 95% interval; "below x" and "above x" mean that the whole interval lies there, and that it stands where the comparisons of a claim are counted together
-(Holm; since the runs: of two comparisons, by themselves confirmed in claim 4 and refuted in claim 5, it made nothing decided). MARGIN = 0.01 nats a token is what counts as a difference where
+(Holm, those that were not run among them; since the runs: of two comparisons, by themselves confirmed in claim 4 and refuted in claim 5, it made nothing decided). MARGIN = 0.01 nats a token is what counts as a difference where
 a claim is "as good as". Beside each: the least true difference that it finds by itself with a probability of 80% (`power.seen`).
 
 - Rates: LoRA and full adaptation each take the best of four on a grid of steps of two, its default the second highest, by the mean NLL of the three other domains'

@@ -17,7 +17,6 @@ from dynadapt.experiments.reweight.compare import holm, paired  # noqa: E402
 TOKENS = 65537  # of a text; the first is not scored
 LENGTHS = (4096, 16384, 65536)
 MARGIN, LEVEL, BLOCK, END = 0.01, 0.05, 8192, 16384
-TOGETHER = ("5", "4", "3b", "growth")  # claims of several comparisons
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,13 @@ CLAIM5 = (("lora-512", "static-2048"), ("lora-512", "static-memory-1536"), ("lor
 CLAIM4 = (("lora-512", "full-512"), ("lora-memory-512", "full-memory-512"))
 LEARNING = (("lora-512", "static-512"), ("full-512", "static-512"), ("lora-memory-512", "static-memory-512"),
             ("full-memory-512", "static-memory-512"), ("lora-memory-1536", "static-memory-1536"), ("lora-memory-3584", "static-memory-3584"))  # fmt: skip
+
+COMPARISONS = {
+    "5": len(CLAIM5) * len(LENGTHS),
+    "4": len(CLAIM4) * 2,
+    "3b": sum(arm.online for arm in ARMS),
+    "growth": len(LEARNING),
+}  # of a claim's, all
 
 
 def in_common(cells: dict[str, dict[str, Scored]], arms: tuple[str, ...] = ()) -> dict[str, dict[str, Scored]]:
@@ -109,16 +115,17 @@ def verdicts(cells: dict[str, dict[str, Scored]], flops: dict[str, float]) -> di
             if last > TOKENS:
                 halves = [mean_of(gain, last // 2, last) - mean_of(gain, 0, last // 2) for gain in gains.values()]
                 found["kept"].append({"online": a, "static": b, "tokens": last, **judged(halves, -MARGIN, below=False)})
-    for claim in TOGETHER:
-        found[claim] = counted_together(found[claim])
+    for claim, comparisons in COMPARISONS.items():
+        found[claim] = counted_together(found[claim], comparisons)
     whole = {row["verdict"] for row in found["3b"]}
     means = {arm.name: {text: cells[text][arm.name].mean for text in cells} for arm in there}
     return {**found, "3b_of_all": whole.pop() if len(whole) == 1 else OPEN, "together": together(means)}
 
 
-def counted_together(rows: list[dict]) -> list[dict]:
-    """The comparisons of one claim, of which a verdict stands where it does with all of them counted (Holm); "by_itself" is what it is without."""
-    adjusted = holm([row["p"] for row in rows])
+def counted_together(rows: list[dict], comparisons: int) -> list[dict]:
+    """The comparisons of one claim, of which a verdict stands where it does with all ``comparisons`` counted (Holm), those that were not run among them;
+    "by_itself" is what it is without."""
+    adjusted = holm([*(row["p"] for row in rows), *[1.0] * (comparisons - len(rows))])
     stands = lambda p: p is not None and p < LEVEL  # noqa: E731
     return [
         {**row, "verdict": row["verdict"] if stands(p) else OPEN, "by_itself": row["verdict"], "p_together": p}

@@ -61,15 +61,29 @@ def test_arms_of_two_lengths_are_compared_on_what_both_scored():
 def test_a_verdict_has_to_stand_with_its_claims_others_counted():
     row = lambda p, verdict: {"p": p, "verdict": verdict}  # noqa: E731
     found = long_streams_rules.counted_together(
-        [row(0.04, "confirmed"), row(0.3, "not decided"), row(0.001, "refuted"), row(None, "not decided")]
+        [row(0.04, "confirmed"), row(0.3, "not decided"), row(0.001, "refuted"), row(None, "not decided")], 4
     )
     assert [each["verdict"] for each in found] == ["not decided", "not decided", "refuted", "not decided"]
     assert found[0]["by_itself"] == "confirmed" and found[0]["p_together"] == pytest.approx(0.08) and found[3]["p_together"] is None
     kept = json.loads((ROOT / "benchmarks" / "results" / "long-streams.json").read_text())["verdicts"]
-    for claim in long_streams_rules.TOGETHER:
-        assert kept[claim] == long_streams_rules.counted_together([{**each, "verdict": each["by_itself"]} for each in kept[claim]])
+    for claim, comparisons in long_streams_rules.COMPARISONS.items():
+        assert len(kept[claim]) == comparisons
+        assert kept[claim] == long_streams_rules.counted_together(
+            [{**each, "verdict": each["by_itself"]} for each in kept[claim]], comparisons
+        )
     apart = [(each["lora"], each["tokens"]) for each in kept["4"] if each["verdict"] != each["by_itself"]]
     assert apart == [("lora-memory-512", 65536)]
+
+
+def test_comparisons_that_were_not_run_count():
+    """Arms that are left out make no verdict easier to reach."""
+    (found,) = long_streams_rules.counted_together([{"p": 0.02, "verdict": "confirmed"}], 4)
+    assert (found["verdict"], found["by_itself"], found["p_together"]) == ("not decided", "confirmed", pytest.approx(0.08))
+    made = {text: {name: found[name] for name in ("lora-512", "full-512")} for text, found in cells(lambda at: 0.1).items()}
+    lower, higher = sorted(long_streams.verdicts(made, FLOPS)["4"], key=lambda row: row["p"])
+    assert lower["p_together"] == pytest.approx(min(1, 4 * lower["p"])) and higher["p_together"] == pytest.approx(
+        min(1, max(4 * lower["p"], 3 * higher["p"]))
+    )
 
 
 def test_what_learning_and_memory_gain_together_is_a_share_of_the_sum():
