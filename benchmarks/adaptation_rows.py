@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from benchmarks import distillation, guard, learning_from, levels, resets, score_first
+from benchmarks.long_streams_page import said
 from benchmarks.long_streams_rules import COMPARISONS
 from benchmarks.script import OPEN, judged, mean_error, power_shown, shown
 from dynadapt.experiments.reweight.power import seen
@@ -160,9 +161,7 @@ def of_long(results: dict) -> list[Row]:
     for claim, called, rule in LONG:
         found = results["verdicts"][claim]
         for of in found:
-            by_itself = of.get("by_itself", of["verdict"])
-            verdict = of["verdict"] + (f" ({by_itself} by itself)" if by_itself != of["verdict"] else "")
-            row = judged_row(called.format(**of), rule, of, verdict)
+            row = judged_row(called.format(**of), rule, of, said(of))
             p = f", p {of['p']:.4f}" + (f" (of {COMPARISONS[claim]} together {of['p_together']:.4f})" if "p_together" in of else "")
             fewer = of_fewer(pages_as_one(of["by_text"], texts), "with the manual pages as one")
             rows.append(replace(row, found=row.found + p, texts=f"{row.texts}; {fewer}"))

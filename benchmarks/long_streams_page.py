@@ -12,7 +12,7 @@ from benchmarks.script import power_shown, shown
 
 def page(results: dict) -> str:
     """results.json as markdown."""
-    d = lambda r: f"{shown(r)} | {power_shown(r)} | {r['verdict']}"  # noqa: E731
+    d = lambda r: f"{shown(r)} | {power_shown(r)} | {said(r)}"  # noqa: E731
     v, rates = results["verdicts"], results["rates"]
     lines = ["| " + " | ".join(["NLL", "GFLOP per token", *results["texts"]]) + " |", "|---" * (2 + len(results["texts"])) + "|"]
     lines += [
@@ -29,7 +29,8 @@ def page(results: dict) -> str:
         ("behind", "gain, last less second 16,384 tokens | of tokens", lambda r: f"{r['online']} over {r['static']} | {r['tokens']:,}"),
         ("kept", "gain, second less first half | of tokens", lambda r: f"{r['online']} over {r['static']} | {r['tokens']:,}"),
     )  # fmt: skip
-    v = {**v, "behind": [{**r, **r["behind_the_first"]} for r in v["growth"] if r.get("behind_the_first")]}
+    arms = lambda r: {name: r[name] for name in ("online", "static", "tokens")}  # noqa: E731
+    v = {**v, "behind": [{**arms(r), **r["behind_the_first"]} for r in v["growth"] if r.get("behind_the_first")]}
     for key, heading, first in tables:
         if not v[key]:
             continue
@@ -40,6 +41,12 @@ def page(results: dict) -> str:
         "Rates: " + "; ".join(f"{name} {r['rate']:g}{' (the end of the grid)' if r['end'] else ''}" for name, r in rates.items()) + ".",
     ]
     return "\n".join(lines) + "\n"
+
+
+def said(row: dict) -> str:
+    """A verdict, and what it is by itself where that is another."""
+    by_itself = row.get("by_itself", row["verdict"])
+    return row["verdict"] + (f" ({by_itself} by itself)" if by_itself != row["verdict"] else "")
 
 
 def drawable(results: dict) -> list[dict]:

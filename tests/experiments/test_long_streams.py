@@ -112,6 +112,16 @@ def test_its_page_and_picture(tmp_path):
     assert "lora-memory-512 over static-memory-512 | 131,072" in page and (tmp_path / "gain.png").stat().st_size > 10_000
 
 
+def test_the_page_says_what_a_verdict_is_by_itself():
+    kept = json.loads((ROOT / "benchmarks" / "results" / "long-streams.json").read_text())
+    lines = [line for line in long_streams.page(kept).splitlines() if "by itself" in line]
+    assert len(lines) == 2
+    assert lines[0].startswith("| lora-512 less static-memory-1536 | 16,384") and lines[0].endswith("| not decided (refuted by itself) |")
+    assert lines[1].startswith("| lora-memory-512 less full-memory-512 | 65,536") and lines[1].endswith(
+        "| not decided (confirmed by itself) |"
+    )
+
+
 def test_shorter_texts_are_said_to_be_shorter(tmp_path):
     """Of a dry run, in which no text has all lengths or a block of the picture."""
     made = {
