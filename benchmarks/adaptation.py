@@ -1,4 +1,4 @@
-"""Every verdict on adaptation that can't hurt: runs what guard.py, resets.py, levels.py, score_first.py, long_streams.py, learning_from.py and distillation.py
+"""Every verdict on adaptation that can't hurt: runs what guard.py, resets.py, levels.py, score_first.py, long_streams.py, long_ranks.py, learning_from.py and distillation.py
 measure, and says in one table what came of it.
 
     python benchmarks/adaptation.py                                   # the table of benchmarks/results, nothing is run
@@ -30,7 +30,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import levels  # noqa: E402
-from benchmarks.adaptation_rows import Row, of_distillation, of_guard, of_learning_from, of_levels, of_long, of_resets, of_score_first  # noqa: E402
+from benchmarks.adaptation_rows import (
+    Row,
+    of_distillation,
+    of_guard,
+    of_learning_from,
+    of_levels,
+    of_long,
+    of_ranks,
+    of_resets,
+    of_score_first,
+)  # noqa: E402
 from benchmarks.script import OPEN  # noqa: E402
 from dynadapt.runs.rundir import read_json  # noqa: E402
 
@@ -43,7 +53,8 @@ HEAD = ("claim", "rule", "verdict", "found", "power", "texts")
 @dataclass(frozen=True)
 class Piece:
     """A script of this folder. ``results``: the stem of its results file. ``rows``: what of that file is a verdict. ``takes_model``: it has --model.
-    ``fixed``: the commits that fixed its rules. ``changes``: what would change its verdicts. ``options``: what more its command line is given."""
+    ``fixed``: the commits that fixed its rules. ``changes``: what would change its verdicts. ``options``: what more its command line is given.
+    ``beside``: the stem of the results file that it reads by --beside, of the same run where that made it."""
 
     script: str
     results: str
@@ -52,6 +63,7 @@ class Piece:
     changes: str = ""
     takes_model: bool = True
     options: tuple[str, ...] = ()
+    beside: str = ""
 
     def file(self, folder: Path, model: str) -> Path:
         return folder / f"{self.results}{'' if model == MODELS[0] or not self.takes_model else '-' + model}.json"
@@ -102,6 +114,15 @@ PIECES = (
         "28fb978, cfb802c (rates on 8,192 tokens) and 6aa2815 (131,072 tokens); static memories of 6,144 and 7,676 by 61a7ae6, when the other arms had been run; "
         "that a claim's comparisons are counted together (Holm) since the runs, which is stricter",
         "more texts, other models, rates chosen on longer texts",
+    ),
+    Piece(
+        "long_ranks",
+        "long-ranks",
+        of_ranks,
+        "RULES, before its runs",
+        "more texts, other models, rates chosen on longer texts, an alpha that doesn't grow with the rank",
+        takes_model=False,
+        beside="long-streams",
     ),
     Piece(
         "learning_from",
@@ -175,8 +196,12 @@ def run(corpus: Path, out: Path, pieces: list[Piece], models: list[str]) -> None
         for model in models if piece.takes_model else MODELS[:1]:
             here = out / (model if piece.takes_model else "own") / piece.results.replace("-", "_")
             command = [sys.executable, str(ROOT / "benchmarks" / f"{piece.script}.py"), str(corpus), "--out", str(here), *piece.options]
+            if piece.takes_model:
+                command += ["--model", model]
+            if piece.beside and (made := out / "results" / f"{piece.beside}.json").exists():
+                command += ["--beside", str(made)]
             print(f"{piece.results} {model if piece.takes_model else ''}".rstrip(), flush=True)
-            if subprocess.run([*command, *(["--model", model] if piece.takes_model else [])]).returncode:
+            if subprocess.run(command).returncode:
                 raise SystemExit(f"{piece.script}.py on {model} did not come to its end; the same command goes on with it")
             shutil.copyfile(here / "results.json", piece.file(out / "results", model))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from benchmarks import distillation, guard, learning_from, levels, resets, score_first
+from benchmarks import distillation, guard, learning_from, levels, long_ranks, resets, score_first
 from benchmarks.long_streams_page import said
 from benchmarks.long_streams_rules import COMPARISONS
 from benchmarks.script import OPEN, judged, mean_error, power_shown, shown
@@ -157,15 +157,27 @@ LONG = (  # of a claim's comparisons: what they are called, by what rule
 
 
 def of_long(results: dict) -> list[Row]:
-    rows, texts = [], list(results["texts"])
-    for claim, called, rule in LONG:
-        found = results["verdicts"][claim]
-        for of in found:
-            row = judged_row(called.format(**of), rule, of, said(of))
-            p = f", p {of['p']:.4f}" + (f" (of {COMPARISONS[claim]} together {of['p_together']:.4f})" if "p_together" in of else "")
-            fewer = of_fewer(pages_as_one(of["by_text"], texts), "with the manual pages as one")
-            rows.append(replace(row, found=row.found + p, texts=f"{row.texts}; {fewer}"))
-    return rows
+    texts = list(results["texts"])
+    return [
+        together_row(called.format(**of), rule, of, texts, COMPARISONS.get(claim))
+        for claim, called, rule in LONG
+        for of in results["verdicts"][claim]
+    ]
+
+
+def of_ranks(results: dict) -> list[Row]:
+    texts = list(results["texts"])
+    called = lambda of: f"{of['arm']} {'worse than' if of['less'] == 'full' else 'better than'} {of['less']}"  # noqa: E731
+    rule = lambda of: f"{'above' if of['less'] == 'full' else 'below'} 0, Student"  # noqa: E731
+    return [together_row(called(of), rule(of), of, texts, len(long_ranks.COMPARISONS)) for of in results["verdicts"]]
+
+
+def together_row(claim: str, rule: str, of: dict, texts: list[str], comparisons: int | None) -> Row:
+    """Of a comparison of long streams, which is counted with its claim's others where there are several."""
+    row = judged_row(claim, rule, of, said(of))
+    p = f", p {of['p']:.4f}" + (f" (of {comparisons} together {of['p_together']:.4f})" if comparisons else "")
+    fewer = of_fewer(pages_as_one(of["by_text"], texts), "with the manual pages as one")
+    return replace(row, found=row.found + p, texts=f"{row.texts}; {fewer}")
 
 
 def with_interval(claim: str, rule: str, verdict: str, found: dict, texts: int, ends: tuple[str, str] = ("low", "high")) -> Row:

@@ -160,22 +160,24 @@ class Runner:
     def cell(self, file: Path, arm: Arm, tokens: int, rate: float | None, name: str) -> Scored:
         config = EvalConfig(
             model=self.given.model, text=(str(file),), tokens=tokens, adapt=arm.adapt, segment=arm.segment, memory=arm.memory, lr=rate,
-            dtype=self.given.dtype,
+            rank=arm.rank, dtype=self.given.dtype,
         )  # fmt: skip
         folder = self.given.out / "cells" / file.stem / name
         return read_scored(folder, cell(folder, config, self.model))
 
     def rates(self, files: dict[str, Path]) -> dict[str, dict]:
-        """{"lora", "lora, memory", "full", "full, memory": {"rate", "nll" by rate, "end": whether it is at the end of the grid}}."""
+        """{"lora", "lora, memory", "full", "full, memory": as of `rate`}; files: of the texts that choose rates."""
+        return {kind(arm): self.rate(files, arm) for arm in (Arm("", "", adapt, memory=memory) for adapt in RATES for memory in (0, 512))}
+
+    def rate(self, files: dict[str, Path], arm: Arm) -> dict:
+        """{"rate", "nll" by rate, "end": whether it is at the end of the grid} of what learns as this arm does."""
         factor = usual_rate(self.model.config) / RATES["lora"][-2]
-        return {
-            kind(arm): best_rate([rate * factor for rate in grid], lambda rate, arm=arm: self.tuned(files, arm, rate))
-            for arm, grid in ((Arm("", "", adapt, memory=memory), grid) for adapt, grid in RATES.items() for memory in (0, 512))
-        }
+        return best_rate([rate * factor for rate in RATES[arm.adapt]], lambda rate: self.tuned(files, arm, rate))
 
     def tuned(self, files: dict[str, Path], arm: Arm, rate: float) -> float:
         """The mean NLL over the texts that choose rates."""
-        name = f"rate-{arm.adapt}-{arm.memory}-{rate:g}"
+        rank = "" if arm.rank == Arm.rank else f"-rank-{arm.rank}"
+        name = f"rate-{arm.adapt}-{arm.memory}-{rate:g}{rank}"
         return float(np.mean([self.cell(f, arm, self.given.tuning, rate, name).mean for f in files.values()]))
 
 

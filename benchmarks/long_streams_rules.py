@@ -29,6 +29,7 @@ class Arm:
     segment: int = 512
     memory: int = 0
     longer: bool = False  # reads LONGER in place of TOKENS
+    rank: int = 16
 
     @property
     def online(self) -> bool:
