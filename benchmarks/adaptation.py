@@ -1,4 +1,4 @@
-"""Every verdict on adaptation that can't hurt: runs what guard.py, resets.py, levels.py, score_first.py, long_streams.py, long_ranks.py, learning_from.py and distillation.py
+"""Every verdict on adaptation that can't hurt: runs what guard.py, resets.py, levels.py, score_first.py, long_streams.py, long_ranks.py, long_orders.py, learning_from.py and distillation.py
 measure, and says in one table what came of it.
 
     python benchmarks/adaptation.py                                   # the table of benchmarks/results, nothing is run
@@ -37,6 +37,7 @@ from benchmarks.adaptation_rows import (
     of_learning_from,
     of_levels,
     of_long,
+    of_orders,
     of_ranks,
     of_resets,
     of_score_first,
@@ -119,10 +120,18 @@ PIECES = (
         "long_ranks",
         "long-ranks",
         of_ranks,
-        "RULES, before its runs",
+        "17e23d6d, before its runs",
         "more texts, other models, rates chosen on longer texts, an alpha that doesn't grow with the rank",
         takes_model=False,
         beside="long-streams",
+    ),
+    Piece(
+        "long_orders",
+        "long-orders",
+        of_orders,
+        "RULES, before its runs",
+        "more texts, other models, another rate, memory",
+        takes_model=False,
     ),
     Piece(
         "learning_from",

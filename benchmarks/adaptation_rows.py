@@ -172,6 +172,14 @@ def of_ranks(results: dict) -> list[Row]:
     return [together_row(called(of), rule(of), of, texts, len(long_ranks.COMPARISONS)) for of in results["verdicts"]]
 
 
+def of_orders(results: dict) -> list[Row]:
+    texts = [row["text"] for row in results["rows"]]
+    less = {"grows": "last less first place above 0, Student", "goes on growing": "last less second place above 0, Student"}
+    return [
+        together_row(f"the gain {of['claim']}, whatever text it is", less[of["claim"]], of, texts, len(less)) for of in results["verdicts"]
+    ]
+
+
 def together_row(claim: str, rule: str, of: dict, texts: list[str], comparisons: int | None) -> Row:
     """Of a comparison of long streams, which is counted with its claim's others where there are several."""
     row = judged_row(claim, rule, of, said(of))

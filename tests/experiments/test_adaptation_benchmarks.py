@@ -147,7 +147,7 @@ def test_the_page_has_the_tables_of_the_results(tmp_path, capsys, monkeypatch):
 
 def test_what_has_no_results_is_not_run(tmp_path):
     table = adaptation.table(tmp_path)
-    assert table.count("not run.") == 2 * 5 + 4 and "|" not in table  # five scripts on two models, four on one
+    assert table.count("not run.") == 2 * 5 + 5 and "|" not in table  # five runs on two models, five on one
     (tmp_path / "guard-gemma3-270m.json").write_text((ROOT / "benchmarks" / "results" / "guard.json").read_text())
     table = adaptation.table(tmp_path)
     assert "**`guard.py`, smollm2-135m**: not run." in table and "**`guard.py`, gemma3-270m** (" in table
@@ -188,12 +188,12 @@ def test_it_runs_each_script_on_each_model_and_collects(tmp_path, monkeypatch):
 
     monkeypatch.setattr(adaptation.subprocess, "run", call)
     adaptation.run(tmp_path / "corpus", tmp_path / "out", list(adaptation.PIECES), list(adaptation.MODELS))
-    assert len(ran) == 14 and sum("--model" in command for command in ran) == 10
+    assert len(ran) == 15 and sum("--model" in command for command in ran) == 10
     (beside,) = (command for command in ran if "--beside" in command)
     assert beside[1].endswith("long_ranks.py") and beside[-1] == str(tmp_path / "out" / "results" / "long-streams.json")
     assert {path.name for path in (tmp_path / "out" / "results").iterdir()} == {
         f"{stem}{model}.json" for stem in ("guard", "resets", "resets-long", "levels", "long-streams") for model in ("", "-gemma3-270m")
-    } | {"score-first.json", "long-ranks.json", "learning-from.json", "distillation.json"}
+    } | {"score-first.json", "long-ranks.json", "long-orders.json", "learning-from.json", "distillation.json"}
     Done.returncode = 3
     monkeypatch.setattr(adaptation.subprocess, "run", lambda command: Done)
     with pytest.raises(SystemExit, match="guard.py on gemma3-270m did not come to its end"):

@@ -19,6 +19,7 @@ from benchmarks import (  # noqa: E402
     heterogeneous,
     learning_from,
     levels,
+    long_orders,
     long_ranks,
     long_streams,
     patches,
@@ -31,7 +32,20 @@ from benchmarks import (  # noqa: E402
     shift,
 )
 
-IN_A_FOLDER = (distillation, guard, learning_from, levels, long_ranks, long_streams, patches, resets, score_first, scratch_rates, shift)
+IN_A_FOLDER = (
+    distillation,
+    guard,
+    learning_from,
+    levels,
+    long_orders,
+    long_ranks,
+    long_streams,
+    patches,
+    resets,
+    score_first,
+    scratch_rates,
+    shift,
+)
 
 
 def corpus_of(folder: Path, *domains: str, word: str = "a") -> Path:
@@ -146,6 +160,7 @@ def test_too_few_domains_to_judge(tmp_path):
     [
         (shift, ["c", "--documents", "1"], "--documents 1: give at least 3"),
         (long_streams, ["c", "--tokens", "5"], "--tokens 5: give at least 1024"),
+        (long_orders, ["c", "--quarter", "100"], "--quarter 100: give a multiple of 512"),
         (long_ranks, ["c", "--tuning", "5"], "--tuning 5: give at least 1024"),
         (long_streams, ["c", "--arms", "x"], "--arms x: there are static-512, "),
         (long_streams, ["c", "--dtype", "x"], "--dtype: invalid choice: 'x'"),
