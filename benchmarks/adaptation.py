@@ -129,7 +129,7 @@ PIECES = (
         "long_orders",
         "long-orders",
         of_orders,
-        "RULES, before its runs",
+        "e217bdd9, before its runs",
         "more texts, other models, another rate, memory",
         takes_model=False,
     ),

@@ -75,7 +75,8 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
     from dynadapt.runs.progress import progress_for
 
     out = processes.from_first(lambda: choose_out(config, arguments.out, arguments.resume))
-    config = processes.from_first(lambda: _settled(config, out, arguments.resume))
+    loaded: list = []  # the model, where the first line needed it
+    config = processes.from_first(lambda: _settled(config, out, arguments.resume, loaded))
     finished = (out / "summary.json").exists()
     options = dyneval.RunOptions(resume=arguments.resume, scores=arguments.scores, checkpoint=arguments.checkpoint, log=arguments.logs)
     try:
@@ -85,7 +86,7 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
 
                 summary = run_parts(config, out, options, processes, progress)
             else:
-                summary = dyneval.run(config, out, options, progress)
+                summary = dyneval.run(config, out, options, progress, loaded[0] if loaded else None)
     except dyneval.Interrupted as stopped:
         saved = "" if arguments.checkpoint else " (without checkpoints, it starts over)"
         print(f"dynadapt: {stopped}; go on with the same command and --out {out} --resume{saved}", file=sys.stderr)
@@ -101,16 +102,15 @@ def _eval(arguments, config: EvalConfig, processes) -> int:
     return 0
 
 
-def _settled(asked: EvalConfig, out: Path, resume: bool) -> EvalConfig:
-    """The configuration with nothing open; the first line of output says what it is."""
+def _settled(asked: EvalConfig, out: Path, resume: bool, loaded: list) -> EvalConfig:
+    """The configuration with nothing open; the first line of output says what it is. A model that is loaded for it is added to ``loaded``."""
     with uncollected():
         import dynadapt.model
         from dynadapt.experiments.defaults import opening, settled
 
-    loaded = []
-
     def model():
-        loaded.append(dynadapt.model.load(asked.model))
+        if not loaded:
+            loaded.append(dynadapt.model.load(asked.model))
         return loaded[0]
 
     config = settled(asked, out, resume, model)

@@ -13,7 +13,6 @@ is spread over several tokens are counted at the last of them.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -69,9 +68,11 @@ def streaming_tokenizer(tokenizer) -> Tokenizer:
     from dynadapt.model.tokenizer import check_backend  # here: it takes torch, without which texts can be looked at
 
     check_backend(inner, "tokenizer")
-    content = json.loads(inner.to_str())
-    content.update(post_processor=None, truncation=None, padding=None)
-    return Tokenizer.from_str(json.dumps(content))
+    found = Tokenizer.from_str(inner.to_str())
+    found.post_processor = None
+    found.no_truncation()
+    found.no_padding()
+    return found
 
 
 def _byte_ends(text: str) -> np.ndarray:

@@ -39,6 +39,17 @@ def text(tmp_path) -> Path:
     return path
 
 
+def test_one_run_reads_its_model_once(model_directory, text, tmp_path, monkeypatch, capsys):
+    """Memory that nobody gave asks the model for its positions before the run begins; a large vocabulary takes seconds each time."""
+    import dynadapt.model
+
+    loaded, load = [], dynadapt.model.load
+    monkeypatch.setattr(dynadapt.model, "load", lambda name: loaded.append(name) or load(name))
+    given = ["--text", str(text), "--model", str(model_directory), "--tokens", "40", "--segment", "16", "--out", str(tmp_path / "run")]
+    assert call("eval", *given) == 0
+    assert [name for name in loaded if isinstance(name, str)] == [str(model_directory)] and "memory" in capsys.readouterr().out
+
+
 def test_help_names_every_option_and_default(capsys):
     assert call("eval", "--help") == 0
     text = " ".join(capsys.readouterr().out.split())

@@ -1,5 +1,6 @@
 """Streamed tokenising equals encoding the whole text, in flat memory, and says clearly what it can't read."""
 
+import json
 import os
 import random
 import subprocess
@@ -61,6 +62,17 @@ def llama2_like() -> Tokenizer:
 
 
 TOKENIZERS = {make.__name__: streaming_tokenizer(make()) for make in (gpt2_like, digits_like, llama3_like, llama2_like)}
+
+
+def test_a_streaming_copy_is_the_tokenizer_but_for_what_cuts_pads_and_surrounds():
+    mine = llama3_like()
+    mine.enable_truncation(8)
+    mine.enable_padding(length=20)
+    mine.post_processor = processors.ByteLevel(trim_offsets=True)
+    before = json.loads(mine.to_str())
+    copy = json.loads(streaming_tokenizer(mine).to_str())
+    assert copy == {**before, "post_processor": None, "truncation": None, "padding": None}
+    assert json.loads(mine.to_str()) == before and before["truncation"] and before["padding"]
 
 
 def nasty(kind: str, size: int = 9000) -> str:
