@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from benchmarks import distillation, guard, learning_from, levels, long_ranks, resets, score_first
-from benchmarks.long_streams_page import said
 from benchmarks.long_streams_rules import COMPARISONS
-from benchmarks.script import OPEN, judged, mean_error, power_shown, shown
+from benchmarks.script import OPEN, judged, mean_error, power_shown, said_by_itself, shown
 from dynadapt.experiments.reweight.power import seen
 
 WORST, CHECKED = 0.8, 0.05  # power that is wanted, and the level of Student's intervals
@@ -182,7 +181,7 @@ def of_orders(results: dict) -> list[Row]:
 
 def together_row(claim: str, rule: str, of: dict, texts: list[str], comparisons: int | None) -> Row:
     """Of a comparison of long streams, which is counted with its claim's others where there are several."""
-    row = judged_row(claim, rule, of, said(of))
+    row = judged_row(claim, rule, of, said_by_itself(of))
     p = f", p {of['p']:.4f}" + (f" (of {comparisons} together {of['p_together']:.4f})" if comparisons else "")
     fewer = of_fewer(pages_as_one(of["by_text"], texts), "with the manual pages as one")
     return replace(row, found=row.found + p, texts=f"{row.texts}; {fewer}")

@@ -29,10 +29,19 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 import torch  # noqa: E402
 
 from benchmarks.long_streams import texts_of  # noqa: E402
-from benchmarks.long_streams_page import said  # noqa: E402
 from benchmarks.long_streams_rules import counted_together  # noqa: E402
 from benchmarks.printed import print_page  # noqa: E402
-from benchmarks.script import by_text_and_arm, corpus_parser_of, ids_digest, judged, measuring, power_shown, shown, usual_rate  # noqa: E402
+from benchmarks.script import (
+    by_text_and_arm,
+    corpus_parser_of,
+    ids_digest,
+    judged,
+    measuring,
+    power_shown,
+    said_by_itself,
+    shown,
+    usual_rate,
+)  # noqa: E402
 from dynadapt import Adam, Engine, LoRA, load  # noqa: E402
 from dynadapt.runs.progress import say  # noqa: E402
 
@@ -98,7 +107,7 @@ def page(results: dict) -> str:
     means = [sum(gains(row)[place] for row in done) / len(done) for place in range(PLACES)]
     lines += ["| mean | " + " | ".join(f"{gain:.3f}" for gain in means) + " |", ""]
     lines += ["| the gain | nats per token | seen with 80% | verdict |", "|---|---|---|---|"]
-    lines += [f"| {row['claim']} | {shown(row)} | {power_shown(row)} | {said(row)} |" for row in results["verdicts"]]
+    lines += [f"| {row['claim']} | {shown(row)} | {power_shown(row)} | {said_by_itself(row)} |" for row in results["verdicts"]]
     return "\n".join(lines) + "\n"
 
 

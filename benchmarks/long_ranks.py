@@ -26,10 +26,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 from benchmarks import long_streams  # noqa: E402
-from benchmarks.long_streams_page import said  # noqa: E402
 from benchmarks.long_streams_rules import TOKENS, Arm, counted_together  # noqa: E402
 from benchmarks.printed import print_page  # noqa: E402
-from benchmarks.script import corpus_facts, corpus_parser_of, judged, measuring, power_shown, refuse_below, shown, write_results  # noqa: E402
+from benchmarks.script import (
+    corpus_facts,
+    corpus_parser_of,
+    judged,
+    measuring,
+    power_shown,
+    refuse_below,
+    said_by_itself,
+    shown,
+    write_results,
+)  # noqa: E402
 from dynadapt.runs.whole_files import read_json  # noqa: E402
 
 ARMS = tuple(Arm(f"rank-{rank}", f"LoRA, rank {rank}", "lora", memory=512, rank=rank) for rank in (4, 64))
@@ -80,7 +89,9 @@ def page(results: dict) -> str:
     lines = ["| NLL | " + " | ".join(results["texts"]) + " |", "|---" * (1 + len(results["texts"])) + "|"]
     lines += [f"| {arm} | " + " | ".join(f"{nll:.3f}" for nll in by_text.values()) + " |" for arm, by_text in results["nll"].items()]
     lines += ["", "| | nats per token | seen with 80% | verdict |", "|---|---|---|---|"]
-    lines += [f"| {row['arm']} less {row['less']} | {shown(row)} | {power_shown(row)} | {said(row)} |" for row in results["verdicts"]]
+    lines += [
+        f"| {row['arm']} less {row['less']} | {shown(row)} | {power_shown(row)} | {said_by_itself(row)} |" for row in results["verdicts"]
+    ]
     rates = (f"{name} {row['rate']:g}{' (the end of the grid)' if row['end'] else ''}" for name, row in results["rates"].items())
     lines += ["", f"Rates: {'; '.join(rates)}."]
     if again := results["again"]:

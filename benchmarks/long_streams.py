@@ -169,15 +169,19 @@ class Runner:
         """{"lora", "lora, memory", "full", "full, memory": as of `rate`}; files: of the texts that choose rates."""
         return {kind(arm): self.rate(files, arm) for arm in (Arm("", "", adapt, memory=memory) for adapt in RATES for memory in (0, 512))}
 
+    def static(self, files: dict[str, Path]) -> dict[str, float]:
+        """{"none", "none, memory": the mean NLL over the texts that choose rates}, beside which rates can be seen."""
+        return {kind(arm): self.tuned(files, arm) for arm in (Arm("", "", memory=memory) for memory in (0, 512))}
+
     def rate(self, files: dict[str, Path], arm: Arm) -> dict:
         """{"rate", "nll" by rate, "end": whether it is at the end of the grid} of what learns as this arm does."""
         factor = usual_rate(self.model.config) / RATES["lora"][-2]
         return best_rate([rate * factor for rate in RATES[arm.adapt]], lambda rate: self.tuned(files, arm, rate))
 
-    def tuned(self, files: dict[str, Path], arm: Arm, rate: float) -> float:
+    def tuned(self, files: dict[str, Path], arm: Arm, rate: float | None = None) -> float:
         """The mean NLL over the texts that choose rates."""
         rank = "" if arm.rank == Arm.rank else f"-rank-{arm.rank}"
-        name = f"rate-{arm.adapt}-{arm.memory}-{rate:g}{rank}"
+        name = f"rate-{arm.adapt}-{arm.memory}{'' if rate is None else f'-{rate:g}'}{rank}"
         return float(np.mean([self.cell(f, arm, self.given.tuning, rate, name).mean for f in files.values()]))
 
 
@@ -224,7 +228,7 @@ def measure(given: argparse.Namespace) -> None:
     texts, tuning = texts_of(given.corpus, given.out, given.texts)
     model = dynadapt.load(given.model)
     runner = Runner(given, model)
-    rates = runner.rates(tuning)
+    rates, still = runner.rates(tuning), runner.static(tuning)
     cells: dict[str, dict[str, Scored]] = {name: {} for name in texts}
     flops: dict[str, float] = {}
     for arm in (arm for arm in ARMS if arm.name in given.arms):
@@ -237,10 +241,10 @@ def measure(given: argparse.Namespace) -> None:
         scored = cells[name][arm.name]
         settings = {"segment": arm.segment, "adapt": arm.adapt, "memory": arm.memory}
         flops[arm.name] = replace(scored, masked=masked_per_token(model.config, len(scored.nll), settings)).cost
-        put(given, texts, rates, cells, flops)
+        put(given, texts, rates, cells, flops, still)
 
 
-def put(given, texts, rates, cells, flops) -> None:
+def put(given, texts, rates, cells, flops, still=None) -> None:
     """results.json, results.md and the picture of what there is."""
     short = in_common(cells)
     arms = [
@@ -259,6 +263,7 @@ def put(given, texts, rates, cells, flops) -> None:
         "corpus": corpus_facts(given.corpus),
         "texts": {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in texts.items()},
         "rates": rates,
+        "static_where_rates_were_chosen": still,
         "arms": arms,
         "verdicts": verdicts(cells, flops),
     }

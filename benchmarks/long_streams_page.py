@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.long_streams_rules import ARMS, BLOCK
-from benchmarks.script import power_shown, shown
+from benchmarks.script import power_shown, said_by_itself, shown
 
 
 def page(results: dict) -> str:
     """results.json as markdown."""
-    d = lambda r: f"{shown(r)} | {power_shown(r)} | {said(r)}"  # noqa: E731
+    d = lambda r: f"{shown(r)} | {power_shown(r)} | {said_by_itself(r)}"  # noqa: E731
     v, rates = results["verdicts"], results["rates"]
     lines = ["| " + " | ".join(["NLL", "GFLOP per token", *results["texts"]]) + " |", "|---" * (2 + len(results["texts"])) + "|"]
     lines += [
@@ -41,12 +41,6 @@ def page(results: dict) -> str:
         "Rates: " + "; ".join(f"{name} {r['rate']:g}{' (the end of the grid)' if r['end'] else ''}" for name, r in rates.items()) + ".",
     ]
     return "\n".join(lines) + "\n"
-
-
-def said(row: dict) -> str:
-    """A verdict, and what it is by itself where that is another."""
-    by_itself = row.get("by_itself", row["verdict"])
-    return row["verdict"] + (f" ({by_itself} by itself)" if by_itself != row["verdict"] else "")
 
 
 def drawable(results: dict) -> list[dict]:

@@ -338,6 +338,12 @@ def judged(values: list[float], margin: float = 0.0, below: bool = True) -> dict
     }  # fmt: skip
 
 
+def said_by_itself(found: dict) -> str:
+    """A verdict that stands or falls with others counted together, and what it is without them where that is another."""
+    alone = found.get("by_itself", found["verdict"])
+    return found["verdict"] + (f" ({alone} by itself)" if alone != found["verdict"] else "")
+
+
 def shown(row: dict, digits: int = 3) -> str:
     """Mean and interval of what `judged` gives."""
     number = lambda value: f"{value:+.{digits}f}"  # noqa: E731

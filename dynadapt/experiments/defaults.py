@@ -84,24 +84,20 @@ def settle(config: EvalConfig, model_config, memory: int | None = None) -> EvalC
 
 
 def at_family_rate(config: EvalConfig, model_config) -> EvalConfig:
-    """`config` at the learning rate of the model's family, where none is given and its adapters want another than most."""
-    factor = FAMILIES[model_config.family].adapter_rate
-    if not _usual_rate(config) or factor == 1.0:
-        return config
-    return config.with_(lr=LEARNING_RATES["lora"][config.optimizer] * factor)
+    """`config` at the learning rate of the model's family, where none is given and the family wants another than most."""
+    rate = family_rates(config.optimizer, model_config).get(config.adapt) if _usual_rate(config) else None
+    return config if rate is None else config.with_(lr=rate)
+
+
+def family_rates(optimizer: str, model_config) -> dict[str, float]:
+    """The learning rates of the model's family by what learns, where it wants others than most."""
+    factors = FAMILIES[model_config.family].rate_factors
+    return {adapt: LEARNING_RATES[adapt][optimizer] * factor for adapt, factor in factors.items() if optimizer in LEARNING_RATES[adapt]}
 
 
 def note_usual_rate(config, model_config) -> None:
-    """A note where a model learns at a rate that nobody gave, and its family's adapters want another than most: rows and full learning were not
-    swept there, and reweighting has one rate for all models. `config`: of a run or of a reweighting run."""
-    factor = FAMILIES[model_config.family].adapter_rate
-    if (
-        config.adapt == "none"
-        or config.lr is not None
-        or getattr(config, "rates", None)
-        or getattr(config, "scratch", None)
-        or factor == 1.0
-    ):
+    """A note where a reweighting run learns at a rate that nobody gave, and the model's family wants another than most: it has one for all models."""
+    if config.lr is not None or config.scratch or config.adapt not in family_rates(config.optimizer, model_config):
         return
     note(
         f"adapt {config.adapt!r} learns at {config.learning_rate:g}, the usual rate, found on another family; at usual rates learning did harm on "
@@ -110,8 +106,8 @@ def note_usual_rate(config, model_config) -> None:
 
 
 def _usual_rate(config: EvalConfig) -> bool:
-    """Whether adapters learn at a rate that nobody gave."""
-    return config.adapt == "lora" and config.lr is None and not config.rates
+    """Whether it learns at a rate that nobody gave."""
+    return config.adapt != "none" and config.lr is None and not config.rates
 
 
 def settled_dtype(config, out: str | Path, resume: bool) -> str:

@@ -21,7 +21,7 @@ from dynadapt.runs.text import TextError, streaming_tokenizer
 from . import eval_model, eval_texts, kept_prior
 from .baseline import find_baseline
 from .config import ConfigError, EvalConfig
-from .defaults import begin_of, note_usual_rate, settled
+from .defaults import begin_of, settled
 from .engine_of_config import adapt_of, build_engine, optimizer_of
 from .eval_run import EvalRun
 
@@ -75,7 +75,6 @@ def run(
         if directory.finished:
             return directory.finished
         model = eval_model.checked(config, loaded())
-        note_usual_rate(config, model.config)
         tokenizer, begin = streaming_tokenizer(model.tokenizer), begin_of(model.tokenizer, config.bos)
         begun = {} if begin is None else {"the token that texts begin with": begin}
         directory.expect({"the model": model.fingerprint(), "the tokenizer": model.tokenizer.fingerprint(), **begun, **kept})

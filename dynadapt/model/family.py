@@ -36,7 +36,8 @@ class Family:
     `hf_around`: model_type of config.json files of models around this one (of images and text) -> the model_type of the text model's own,
     under `text_config` there; `hf_inner`: the prefix that the base model's tensors have in their files, and `hf_beside` those of tensors
     that are not the text model's.
-    `adapter_rate`: what the usual learning rates of adapters are multiplied by, where a sweep found others to be right (docs/defaults.md).
+    `rate_factors`: what the usual learning rates are multiplied by, by what learns ("lora", "rows", "full"), where a sweep found others to
+    be right (docs/defaults.md).
     `has_bias(config, part)`: whether a linear has a bias. `tiny`: fields of `tiny_config`.
     """
 
@@ -67,7 +68,7 @@ class Family:
     hf_around: dict[str, str] = field(default_factory=dict)
     hf_inner: str | None = None
     hf_beside: tuple[str, ...] = field(default=())
-    adapter_rate: float = 1.0
+    rate_factors: dict[str, float] = field(default_factory=dict)
 
 
 FAMILIES: dict[str, Family] = {}

@@ -15,7 +15,7 @@ from tiny import english, tiny_directory, tiny_root
 import dynadapt.model
 from dynadapt.experiments import defaults
 from dynadapt.experiments.config import EvalConfig
-from dynadapt.experiments.defaults import fastest, fitting_memory, opening, settle
+from dynadapt.experiments.defaults import family_rates, fastest, fitting_memory, opening, settle
 from dynadapt.experiments.dyneval import Interrupted, RunOptions, build_engine, run
 from dynadapt.experiments.sweep import Cell, run_cells
 from dynadapt.model import tiny_config
@@ -362,7 +362,7 @@ def test_a_run_that_stopped_does_not_say_100(folder, tmp_path):
 # ---- the learning rate of a family
 
 
-def test_adapters_of_gemma_3_learn_at_an_eighth_of_the_usual_rate(tmp_path, capsys):
+def test_gemma_3_learns_at_an_eighth_of_the_usual_rate(tmp_path, capsys):
     base = tiny_root(tmp_path, 300)
     tiny_directory(base / "gemma", "gemma3")
     (base / "gemma" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
@@ -371,13 +371,15 @@ def test_adapters_of_gemma_3_learn_at_an_eighth_of_the_usual_rate(tmp_path, caps
     for name, more, rate in (
         ("usual", [], 2.5e-4),
         ("given", ["--lr", 2e-3], 2e-3),
-        ("full", ["--adapt", "full"], 1e-4),
+        ("full", ["--adapt", "full"], 1.25e-5),
+        ("rows", ["--adapt", "rows"], 3.75e-5),
+        ("full given", ["--adapt", "full", "--lr", 1e-4], 1e-4),
         ("sgd", ["--optimizer", "sgd"], 1 / 8),
     ):
         assert call(*words, *more, "--out", tmp_path / name) == 0
         said = capsys.readouterr().out.splitlines()[0]
         assert rate_of(name) == pytest.approx(rate)
-        assert (f"LoRA r2 at {rate:g} (what gemma3 wants; --lr has another)" in said) == (name in ("usual", "sgd"))
+        assert (f" at {rate:g} (what gemma3 wants; --lr has another)" in said) == ("given" not in name), said
     assert call(*words, "--out", tmp_path / "usual", "--resume") == 0
     assert call(*words, "--lr", 2e-3, "--out", tmp_path / "usual", "--resume") == 2  # another rate is another run
     assert "0.002" in capsys.readouterr().err
@@ -385,57 +387,27 @@ def test_adapters_of_gemma_3_learn_at_an_eighth_of_the_usual_rate(tmp_path, caps
     one, same, other = (dynadapt.evaluate(base / "gemma", **text, **lr).summary["nll"] for lr in ({}, {"lr": 2.5e-4}, {"lr": 2e-3}))
     assert one == same != other
     assert settle(EvalConfig(rates="1e-3,2e-3"), tiny_config("gemma3")).lr is None  # each learner has its own
-    assert settle(EvalConfig(), tiny_config("llama")).lr is None
+    assert settle(EvalConfig(), tiny_config("llama")).lr is None and family_rates("adam", tiny_config("llama")) == {}
+    assert family_rates("adam", tiny_config("gemma3")) == {"lora": 2.5e-4, "rows": 3.75e-5, "full": 1.25e-5}
 
 
 @pytest.mark.parametrize("family", ["gemma3", "llama"])
-def test_usual_rates_of_rows_and_full_are_noted_for_gemma_3(family, tmp_path, capsys):
-    """Which no sweep has found there, and at which learning did harm; the note is an eval's and a reweighting run's."""
-    (tmp_path / "a.txt").write_text(english(80))
+def test_a_reweighting_runs_usual_rate_is_noted_for_gemma_3(family, tmp_path, capsys):
+    """It has one for all models, at which learning did harm there."""
     tiny_directory(tmp_path / "model", family)
     (tmp_path / "model" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    common = ["--model", tmp_path / "model", "--segment", 16, "--dtype", "fp32"]
     noted = "at usual rates learning did harm on gemma3 (docs/defaults.md): give a lower one with --lr"
-    for number, (adapt, more) in enumerate([("rows", []), ("full", []), ("lora", []), ("none", []), ("rows", ["--lr", 1e-5])]):
-        words = [
-            "eval",
-            "--text",
-            tmp_path / "a.txt",
-            "--adapt",
-            adapt,
-            "--memory",
-            0,
-            "--tokens",
-            40,
-            "--out",
-            tmp_path / str(number),
-            *more,
-        ]
-        assert call(*words, *common) == 0
-        said = " ".join(capsys.readouterr().err.split())
-        expected = family == "gemma3" and adapt in ("rows", "full") and not more
-        assert (noted in said) == expected and ("note: adapt" in said) == expected, said
-        assert not expected or f"adapt {adapt!r} learns at {3e-4 if adapt == 'rows' else 1e-4:g}, the usual rate" in said
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         for i in range(4):
             (tmp_path / name / f"{i}.txt").write_text(english(60, seed=i))
-    sizes = [
-        "--steps",
-        1,
-        "--rows",
-        2,
-        "--heldout-rows",
-        2,
-        "--policy",
-        "repeat",
-        "--domains",
-        f"one={tmp_path / 'one'}",
-        f"two={tmp_path / 'two'}",
-    ]
+    domains = ["--domains", *(f"{name}={tmp_path / name}" for name in ("one", "two"))]
+    sizes = ["--segment", 16, "--dtype", "fp32", "--steps", 1, "--rows", 2, "--heldout-rows", 2, "--policy", "repeat"]
     for number, more in enumerate([["--adapt", "lora"], ["--adapt", "full"], ["--adapt", "full", "--lr", 1e-5]]):
-        assert call("reweight", "train", *common, *sizes, *more, "--out", tmp_path / f"reweight{number}") == 0
-        assert (noted in " ".join(capsys.readouterr().err.split())) == (family == "gemma3" and "--lr" not in more)
+        out = ["--out", tmp_path / f"reweight{number}"]
+        assert call("reweight", "train", "--model", tmp_path / "model", *sizes, *domains, *more, *out) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert (noted in said) == (family == "gemma3" and "--lr" not in more), said
 
 
 def test_a_diagnosis_says_the_rate_that_it_learned_at(tmp_path, capsys):

@@ -50,9 +50,9 @@ def test_tables_of_the_variants_fit_together():
         assert cell.config.open == ("bos",)  # what README prints does not move with the defaults
 
 
-def test_a_familys_rate_is_that_of_lora_alone():
-    for cell in demo_cells(BY_WEIGHT, TOKENS, 512, 2.5e-4, dtype="fp32"):
-        assert cell.config.lr == (2.5e-4 if cell.config.adapt == "lora" else None)
+def test_a_familys_rates_are_by_what_learns():
+    for cell in demo_cells(BY_WEIGHT, TOKENS, 512, {"lora": 2.5e-4, "full": 1e-5}, dtype="fp32"):
+        assert cell.config.lr == {"lora": 2.5e-4, "full": 1e-5}.get(cell.config.adapt)
 
 
 def test_a_plan_fits_the_time_or_says_that_it_does_not():

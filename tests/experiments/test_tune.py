@@ -77,6 +77,15 @@ def test_the_grid_is_what_learns_times_memory_times_rates():
     assert [each.lr for each in given[1][0] if each.adapt == "lora"] == [0.04] and "other rates than the middle one" in given[1][1]
 
 
+def test_rates_lie_around_what_the_models_family_wants():
+    wanted, config = {"lora": 2.5e-4, "full": 1.25e-5}, EvalConfig(lr=2.5e-4)  # as it is settled on such a model
+    assert planning.rates(config, "lora", wanted) == (8.3e-5, 2.5e-4, 7.5e-4)
+    assert planning.rates(config, "full", wanted) == (4.2e-6, 1.25e-5, 3.8e-5)
+    assert planning.rates(config, "full")[1] == 1e-4
+    tried = {c.lr for c in grids(("none", "lora", "full"), (0, 512), config, wanted)[0][0] if c.adapt == "full"}
+    assert tried == {4.2e-6, 1.25e-5, 3.8e-5}
+
+
 @pytest.mark.parametrize("kinds", [KINDS, KINDS[:2], KINDS[:3]])
 @pytest.mark.parametrize("memories", [(0, 512, 1536), (0, 512), (0,)])
 def test_grids_shrink_and_say_what_they_leave_out(kinds, memories):

@@ -60,7 +60,7 @@ class _Demo:
         self.pace: Pace | None = None
         self.plan: Plan | None = None
         self.dtype, self.worked_before = "", 0.0
-        self.lr: float | None = None  # of LoRA, where the model's family wants another than most
+        self.rates: dict[str, float] = {}  # by what learns, where the model's family wants others than most
         self.failures: dict[str, str] = {}
         self.left_out: list[str] = []
 
@@ -77,7 +77,7 @@ class _Demo:
         if isinstance(kept, dict) and kept.get("asked") == self.asked:
             self.pace = Pace(**kept["pace"]) if kept["pace"] else None
             self.plan = Plan(tuple(kept["variants"]), kept["tokens"], kept["seconds"])
-            self.dtype, self.lr, self.worked_before = kept["dtype"], kept.get("lr"), kept["worked"]
+            self.dtype, self.rates, self.worked_before = kept["dtype"], kept.get("rates", {}), kept["worked"]
         else:
             self._make_plan()
         self.keep()
@@ -91,7 +91,7 @@ class _Demo:
             found = self.cells.ask(what="look", config={**config.to_dict(), "bos": config.bos, "lr": config.lr}, time=bool(self.budget))
         except CellFailed as failed:
             raise RunError(str(failed)) from None
-        self.dtype, self.lr = found["dtype"], found["lr"]
+        self.dtype, self.rates = found["dtype"], found["rates"]
         if not self.budget:
             self.plan = whole_plan(self.most)
             return
@@ -138,7 +138,7 @@ class _Demo:
                     "tokens": self.plan.tokens,
                     "seconds": self.plan.seconds,
                     "dtype": self.dtype,
-                    "lr": self.lr,
+                    "rates": self.rates,
                     "pace": vars(self.pace) if self.pace else None,
                     "worked": self.worked_before + self.worked,
                 },
@@ -147,7 +147,7 @@ class _Demo:
     # ---- running
 
     def run(self) -> None:
-        cells = demo_cells(self.plan.names, self.plan.tokens, self.segment, self.lr, **{**self.base, "dtype": self.dtype})
+        cells = demo_cells(self.plan.names, self.plan.tokens, self.segment, self.rates, **{**self.base, "dtype": self.dtype})
         spent = expected = 0.0
         segments = (self.plan.tokens - 1) / self.segment
         with shown(self.plan.names, self.console) as table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dynadapt.experiments.config import EvalConfig
 
 TOKENS = 12289  # 24 segments of 512 scored tokens and the first token, which is not scored
@@ -33,8 +35,9 @@ CORE = len(ALWAYS)
 BY_WEIGHT = (*ALWAYS, "static-long", "static-overlap", "rows-memory", "full-memory", "rows", "full")
 
 
-def demo_cells(names, tokens: int, segment: int, lr: float | None = None, **base) -> list:
-    """The cells of these variants; sizes given in segments of 512 go with `segment`. What is not in `base` is the default, and `lr` is that of LoRA."""
+def demo_cells(names, tokens: int, segment: int, rates: Mapping[str, float] | None = None, **base) -> list:
+    """The cells of these variants; sizes given in segments of 512 go with `segment`. What is not in `base` is the default; `rates`: by what learns, where
+    they are other than the usual ones."""
     from dynadapt.experiments.sweep import Cell
 
     cells = []
@@ -42,5 +45,6 @@ def demo_cells(names, tokens: int, segment: int, lr: float | None = None, **base
         settings = VARIANTS[name][1]
         sizes = {key: settings[key] // SEGMENT * segment for key in ("segment", "memory", "context") if key in settings}
         config = EvalConfig(**{"text": (TEXT,), "tokens": tokens, "segment": segment, "memory": 0, **base, **settings, **sizes})
-        cells.append(Cell(name, config.with_(lr=lr) if config.adapt == "lora" and lr is not None else config))
+        rate = (rates or {}).get(config.adapt)
+        cells.append(Cell(name, config if rate is None else config.with_(lr=rate)))
     return cells

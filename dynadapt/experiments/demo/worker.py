@@ -82,24 +82,25 @@ def cell(request: dict, wire) -> None:
 
 
 def look(request: dict, wire) -> dict:
-    """{"dtype", "lr"} that the machine and the model are given (lr: of LoRA, None where it is the usual one), and where "time" is asked for also the seconds of a static and of a LoRA segment of this
-    text, and "start": from nothing to the first segment."""
+    """{"dtype", "rates"} that the machine and the model are given (rates: by what learns, where the model's family wants others than most), and where "time" is
+    asked for also the seconds of a static and of a LoRA segment of this text, and "start": from nothing to the first segment."""
     begun = time.perf_counter()
     import dynadapt.model
     from dynadapt.experiments.config import EvalConfig
-    from dynadapt.experiments.defaults import settle
+    from dynadapt.experiments.defaults import family_rates, settle
 
     config = EvalConfig.from_dict(request["config"])
     model = dynadapt.model.load(config.model)
+    rates = family_rates(config.optimizer, model.config) if config.lr is None else {}
     config = settle(config, model.config)
     if not request["time"]:
-        return {"dtype": config.dtype, "lr": config.lr}
+        return {"dtype": config.dtype, "rates": rates}
     model.check_finite()
     tokens, spent, seconds = first_tokens(config, model), 0.0, {}
     for name, adapt in (("static", "none"), ("lora", "lora")):
         all_steps, seconds[name] = time_step(model, config.with_(adapt=adapt), tokens)
         spent += all_steps
-    return {"dtype": config.dtype, "lr": config.lr, **seconds, "start": time.perf_counter() - begun - spent}
+    return {"dtype": config.dtype, "rates": rates, **seconds, "start": time.perf_counter() - begun - spent}
 
 
 def first_tokens(config, model):

@@ -13,7 +13,7 @@ import numpy as np
 from dynadapt.adapt.optimizers import IN_WORDS, WITH_STATISTICS
 from dynadapt.experiments import guarded
 from dynadapt.experiments.config import ConfigError, EvalConfig
-from dynadapt.experiments.defaults import begin_of, settle, settle_bos
+from dynadapt.experiments.defaults import begin_of, family_rates, settle, settle_bos
 from dynadapt.runs.text import TextError, TokenReader, expand, streaming_tokenizer
 
 from . import plan as planning
@@ -141,14 +141,15 @@ def _check_length(text: Text, segment: int) -> None:
 def _search(text: Text, tokenizer, bench: Bench, budget: Budget, config: EvalConfig) -> dict:
     """Everything from the timing to the judgement, as the arguments of `recommend`."""
     memories, notes = fitting_memories(bench.model.config, config)
+    family = family_rates(config.optimizer, bench.model.config)
     costs = _time_kinds(text, tokenizer, bench, budget, config, memories, notes)
     kinds = [kind for kind in KINDS if any(each.adapt == kind for each in costs)]
     segments = text.tokens // config.segment
-    chosen = planning.make_plan(kinds, memories, config, costs, budget.left * SAFETY, segments)
+    chosen = planning.make_plan(kinds, memories, config, costs, budget.left * SAFETY, segments, family)
     if chosen is None:
-        raise budget.too_small(planning.least_seconds(kinds, memories, config, costs))
+        raise budget.too_small(planning.least_seconds(kinds, memories, config, costs, family))
     if chosen.left_out:
-        with_time = planning.make_plan(kinds, memories, config, costs, 1e12, segments)
+        with_time = planning.make_plan(kinds, memories, config, costs, 1e12, segments, family)
         notes.append(f"not tried, for want of {'text' if with_time.left_out == chosen.left_out else 'time'}: {chosen.left_out}")
     begin = begin_of(bench.model.tokenizer, config.bos)
     windows = draw(text, tokenizer, chosen.windows + chosen.judging, chosen.segments * config.segment, config.segment, config.seed, begin)
@@ -198,16 +199,17 @@ def _time_kinds(
     """Cost of every candidate there may be, by timing a segment of each kind with the largest memory; kinds for which there is no time are left out."""
     ids = np.concatenate([TokenReader(text.sources[0], tokenizer).read(bench.config.segment + 1)[0], [0, 0]])
     costs: dict[Candidate, Cost] = {}
+    family = family_rates(config.optimizer, bench.model.config)
     timed = 0.0  # seconds that the last kind took; the next takes about as many
     for kind in KINDS:
         if len(costs) > len(memories):
-            least = planning.least_seconds(KINDS[:2], memories, config, costs)
+            least = planning.least_seconds(KINDS[:2], memories, config, costs, family)
             if (budget.left - 1.5 * timed) * SAFETY < 1.2 * least:
                 notes.append(f"{kind} is left out: no time to try it")
                 continue
         begun = time.monotonic()
         budget(f"timing a segment of {Candidate(kind, memories[-1]).label}")
-        rates: tuple = planning.rates(config, kind) if kind != "none" else (None,)
+        rates: tuple = planning.rates(config, kind, family) if kind != "none" else (None,)
         cost = bench.time(Candidate(kind, memories[-1], planning.middle_of(rates)[0]), ids, 0.03 * budget.seconds)
         timed = time.monotonic() - begun
         costs.update({Candidate(kind, memory, rate): cost for memory in memories for rate in rates})

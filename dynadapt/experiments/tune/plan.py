@@ -7,8 +7,10 @@ that is left is judged on other windows, for which a share of the time is kept b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
+from types import MappingProxyType
 
 from dynadapt.experiments.config import LEARNING_RATES, EvalConfig
 from dynadapt.experiments.guarded import rates_of
@@ -21,6 +23,7 @@ MOST_CHOOSING = 24  # windows of the last round, at most
 MOST_JUDGING = 64
 JUDGING_SHARE = 0.45  # of the time that is left once everything is loaded and timed
 LONG = 512  # tokens: a shorter segment makes windows of more segments
+NONE: Mapping[str, float] = MappingProxyType({})
 APART = 0.5  # of the text may be set apart, at most
 SIZES = ((8, 8), (6, 8), (4, 8), (3, 6), (2, 6))  # segments a window and the fewest windows to judge on, the best first
 
@@ -74,12 +77,13 @@ class Plan:
         return self.rounds[-1].windows
 
 
-def rates(config: EvalConfig, adapt: str) -> tuple[float, ...]:
-    """--rates in ascending order where these are given for what learns, else three around the default, or around --lr."""
+def rates(config: EvalConfig, adapt: str, family: Mapping[str, float] = NONE) -> tuple[float, ...]:
+    """--rates in ascending order where these are given for what learns, else three around the default, or around --lr. `family`: the defaults of
+    the model's, by what learns, where it wants others than most."""
     if config.rates and config.adapt == adapt:
         return tuple(sorted(rates_of(config.rates)))
-    middle = config.lr if config.lr and config.adapt == adapt else LEARNING_RATES[adapt][config.optimizer]
-    return tuple(float(f"{middle * factor:.2g}") for factor in FACTORS)
+    middle = config.lr if config.lr and config.adapt == adapt else family.get(adapt, LEARNING_RATES[adapt][config.optimizer])
+    return tuple(middle if factor == 1 else float(f"{middle * factor:.2g}") for factor in FACTORS)
 
 
 def middle_of(some: tuple[float, ...]) -> tuple[float, ...]:
@@ -87,7 +91,7 @@ def middle_of(some: tuple[float, ...]) -> tuple[float, ...]:
     return some[len(some) // 2 :][:1]
 
 
-def grids(kinds, memories, config: EvalConfig) -> list[tuple[tuple[Candidate, ...], str]]:
+def grids(kinds, memories, config: EvalConfig, family: Mapping[str, float] = NONE) -> list[tuple[tuple[Candidate, ...], str]]:
     """(candidates, what they leave out) from the whole grid to the least one that still answers."""
     learning, usual = [kind for kind in kinds if kind != "none"], "the middle one" if config.rates else "the default"
     middle = 512 if 512 in memories else memories[0]
@@ -97,7 +101,7 @@ def grids(kinds, memories, config: EvalConfig) -> list[tuple[tuple[Candidate, ..
     def grid(some_kinds, some_memories, rates_of):
         return tuple(Candidate(kind, memory, rate) for kind in some_kinds for memory in some_memories for rate in rates_of(kind, memory))
 
-    every, default = (lambda kind, memory: rates(config, kind)), (lambda kind, memory: middle_of(rates(config, kind)))
+    every, default = (lambda kind, memory: rates(config, kind, family)), (lambda kind, memory: middle_of(rates(config, kind, family)))
     found = [(static + grid(learning, memories, every), "")]
     if len(memories) > 1:
         found += [
@@ -144,13 +148,21 @@ def filled(memories, segments: int, segment: int) -> tuple[int, ...]:
     return tuple(memory for memory in memories if memory <= (segments - 1) * segment)
 
 
-def make_plan(kinds, memories, config: EvalConfig, costs: dict[Candidate, Cost], seconds: float, text_segments: int) -> Plan | None:
+def make_plan(
+    kinds,
+    memories,
+    config: EvalConfig,
+    costs: dict[Candidate, Cost],
+    seconds: float,
+    text_segments: int,
+    family: Mapping[str, float] = NONE,
+) -> Plan | None:
     """The richest plan that fits into the time and the text; None where none does.
 
-    memories: those that the model allows. text_segments: segments that the whole text has, of which APART may be used.
+    memories: those that the model allows. text_segments: segments that the whole text has, of which APART may be used. family: as of `rates`.
     """
     for sizes in sizes_of(config.segment):
-        found = [(segments, judged, grids(kinds, filled(memories, segments, config.segment), config)) for segments, judged in sizes]
+        found = [(segments, judged, grids(kinds, filled(memories, segments, config.segment), config, family)) for segments, judged in sizes]
         for level in range(max(len(levels) for _, _, levels in found)):
             for segments, judged, levels in found:
                 plan = _fit(*levels[level], costs, seconds, text_segments, segments, judged) if level < len(levels) else None
@@ -210,10 +222,10 @@ def schedule(candidates, costs: dict[Candidate, Cost], seconds: float, segments:
     return best
 
 
-def least_seconds(kinds, memories, config: EvalConfig, costs: dict[Candidate, Cost]) -> float:
+def least_seconds(kinds, memories, config: EvalConfig, costs: dict[Candidate, Cost], family: Mapping[str, float] = NONE) -> float:
     """What the least plan takes, in seconds."""
     segments, judged = SIZES[-1]
-    candidates = grids(kinds, filled(memories, segments, config.segment), config)[-1][0]
+    candidates = grids(kinds, filled(memories, segments, config.segment), config, family)[-1][0]
     learning = sum(costs[each].of(LEAST_FIRST, segments) for each in candidates)
     return max(learning + judging_seconds(candidates, costs, judged, segments), learning / (1 - JUDGING_SHARE)) + 0.01
 

@@ -115,7 +115,7 @@ register(
         **rotary.HF | {"hf_modules": MODULES},
         hf_keys={"gemma3_text": rotary.hf_keys(_READ, "_sliding_window_pattern cache_implementation", mlp_bias=False)},
         hf_norm_offset=1.0,
-        adapter_rate=1 / 8,
+        rate_factors={"lora": 1 / 8, "rows": 1 / 8, "full": 1 / 8},
         from_hf=from_hf,
         to_hf=to_hf,
         from_gguf=from_gguf,
