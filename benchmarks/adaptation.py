@@ -82,15 +82,16 @@ PIECES = (
         "resets",
         "resets",
         of_resets,
-        "fbf138b; Student's intervals since the first runs (490dc9b), which are stricter; false alarms take segments as independent",
+        "fbf138b; Student's intervals since the first runs (490dc9b), and arms counted together (Holm) since the last, both stricter; "
+        "false alarms take segments as independent",
         "segments of 512 (`--design long`, below), another rate, other models",
     ),
     Piece(
         "resets",
         "resets-long",
         of_resets,
-        "34307042, before its runs; each comparison by itself",
-        "another rate, other models, texts whose domains have less in common, splices that are further apart",
+        "34307042, before its runs; that arms are counted together (Holm) since, which is stricter; false alarms take segments as independent",
+        "more texts, another rate, other models, texts whose domains have less in common, splices that are further apart or inside a segment",
         options=("--design", "long"),
     ),
     Piece(
@@ -173,7 +174,7 @@ def table(folder: Path) -> str:
             results = read_json(file)
             lines += [f"**{of}** ({machine(results)}):", "", f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
             for row in piece.rows(results):
-                cells = [row.claim, row.rule, OPEN if row.verdict == "open" else row.verdict, row.found, row.power, row.texts]
+                cells = [row.claim, row.rule, re.sub(r"^open\b", OPEN, row.verdict), row.found, row.power, row.texts]
                 lines.append(f"| {' | '.join(cells)} |")
             lines += ["", f"Rules of {piece.fixed}. What would change it: {piece.changes}.", ""] if piece.fixed else [""]
     return "\n".join(lines).rstrip() + "\n"
@@ -217,7 +218,7 @@ def run(corpus: Path, out: Path, pieces: list[Piece], models: list[str]) -> None
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [piece.script for piece in PIECES]
+    names = list(dict.fromkeys(piece.script for piece in PIECES))
     parser.add_argument("corpus", nargs="?", type=Path, help="what `dynadapt corpus build` made; without it nothing is run")
     parser.add_argument("--out", type=Path, default=Path("runs/adaptation"), help="directory of what is run (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="run only these (default: all)")

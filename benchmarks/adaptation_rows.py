@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from scipy.stats import t as student
+
 from benchmarks import distillation, guard, learning_from, levels, long_ranks, resets, score_first
 from benchmarks.long_streams_rules import COMPARISONS
 from benchmarks.script import OPEN, judged, mean_error, power_shown, said_by_itself, shown
@@ -49,14 +51,17 @@ def of_guard(results: dict) -> list[Row]:
 
 def of_resets(results: dict) -> list[Row]:
     v, rows = results["verdicts"], []
-    for arm, found in v["spliced"].items():
-        if arm in ("static", "never", "lower") or arm.endswith("oracle"):
+    judged = {arm: found for arm, found in v["spliced"].items() if not arm.endswith("oracle")}
+    for arm, found in judged.items():
+        if arm in ("static", "never"):
             continue
         n = found["texts"]
+        called = "half the rate, no reset" if arm == "lower" else f"reset {arm}"
+        p = f"p {found['p']:.4f} (of {len(judged)} together {found['p_together']:.4f})"
         rows.append(
             Row(
-                f"reset {arm}: as good as an oracle", f"at most {resets.BEHIND} behind it, Student", found["verdict"],
-                f"{found['behind_oracle']:+.4f} ± {found['error']:.4f}", f"{seen(found['error'], n - 1, CHECKED):.4f}", f"{n} spliced",
+                f"{called}: as good as an oracle", f"at most {resets.BEHIND} behind it, Student", said_by_itself(found),
+                f"{found['behind_oracle']:+.4f} ± {found['error']:.4f}, {p}", f"{seen(found['error'], n - 1, CHECKED):.4f}", f"{n} spliced",
             )
         )  # fmt: skip
     for what, claim in (
@@ -66,7 +71,7 @@ def of_resets(results: dict) -> list[Row]:
         arm = resets.BESIDE_LOWER[what]
         rule = f"{arm} less lower below 0, Student"
         if part := v.get(what):
-            n, found = part["texts"], f"{part[f'{arm}_less_lower']:+.4f} ± {part['error']:.4f}"
+            n, found = part["texts"], f"{part[f'{arm}_less_lower']:+.4f} ± {part['error']:.4f}, p {part['p']:.4f}"
             rows.append(Row(claim, rule, part["verdict"], found, f"{seen(part['error'], n - 1, CHECKED):.4f}", f"{n} spliced"))
         elif arm != "lower-oracle":  # only one design has it
             rows.append(Row(claim, rule, "not run", "", "", ""))
@@ -110,7 +115,7 @@ def of_score_first(results: dict) -> list[Row]:
         found = results["results"][f"{rate:g}"]
         less, n = found["memory_less_window_again"], found["documents"]
         low, high = less["interval"]
-        error = (high - low) / 2 / float(resets.student.ppf(1 - CHECKED / 2, n - 1))
+        error = (high - low) / 2 / float(student.ppf(1 - CHECKED / 2, n - 1))
         apart = [
             (row["text"], row["arms"][f"memory, {rate:g}"]["bits_per_byte"] - row["arms"][f"window again, {rate:g}"]["bits_per_byte"])
             for row in results["rows"]
@@ -190,7 +195,7 @@ def together_row(claim: str, rule: str, of: dict, texts: list[str], comparisons:
 def with_interval(claim: str, rule: str, verdict: str, found: dict, texts: int, ends: tuple[str, str] = ("low", "high")) -> Row:
     """Of a mean and its 95% interval over texts."""
     low, high = (found[end] for end in ends)
-    error = (high - low) / 2 / float(resets.student.ppf(1 - CHECKED / 2, texts - 1))
+    error = (high - low) / 2 / float(student.ppf(1 - CHECKED / 2, texts - 1))
     return Row(
         claim, rule, verdict, f"{found['mean']:+.4f} [{low:+.4f}, {high:+.4f}]", f"{seen(error, texts - 1, CHECKED):.4f}", str(texts)
     )

@@ -18,7 +18,7 @@ class Alarm:
     Args:
         nats: by how many nats a stretch of segments was scored worse than by the prior; more raises an alarm.
         back: what share of the way to the prior the weights go, parameter by parameter; the optimizer's state starts anew. Below 1 an alarm
-            less than ``recover`` segments behind the last, or of a segment whose score is no number, leads all the way.
+            at most ``recover`` segments behind the last, or of a segment whose score is no number, leads all the way.
         ring: of how many copies of what the stream had learned the best is gone back to, where it scores the segment that raised the alarm
             better than the prior does; 0: of none. Their forward passes count in the ledger.
         every: segments of the stream from one copy to the next; the oldest gives way.

@@ -75,6 +75,15 @@ def test_a_second_alarm_soon_after_leads_all_the_way():
     assert went == ["part of the way", "prior"] and torch.equal(master(e), fresh)
 
 
+@pytest.mark.parametrize("apart,way", [(3, "prior"), (4, "part of the way")])
+def test_soon_is_recover_segments_at_most(apart, way, monkeypatch):
+    e, step = engine(HALF, streams=1), 0
+    monkeypatch.setattr(e.guarding.alarms.alarms, "observe", lambda streams, *scores: streams if step in (1, 1 + apart) else [])
+    for step in range(2 + apart):
+        e.step(text(step, rows=1))
+    assert HALF.recover == 3 and e.last.went_back == {0: way}
+
+
 def test_what_diverged_goes_all_the_way():
     e = engine(Alarm(back=0.5), optimizer=SGD(lr=1e30, clip=0))
     e.step(text(0)), e.step(text(1))

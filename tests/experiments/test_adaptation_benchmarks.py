@@ -75,6 +75,31 @@ def test_the_alarms_part_is_beside_the_lower_rate(alarm, verdict):
     assert "the alarm's part" not in resets.verdicts([{**row, "arms": {a: row["arms"][a] for a in ("oracle", "never")}} for row in rows])
 
 
+def test_an_arm_has_to_stand_with_the_others_counted():
+    """Half is within 0.005 of the oracle by itself, with a p above 2.5%, and with never the last of four that are counted."""
+    off = (-1.0, 0.6, -0.4, 1.0, -0.6, 0.4)
+    arms = {"oracle": (2.0, 0.0), "never": (2.005, 0.004), "half": (2.001, 0.0043), "full": (2.06, 0.001), "slower": (1.95, 0.001)}
+    rows = [row_of({arm: nll + by * d + 0.1 * i for arm, (nll, by) in arms.items()}, splices=(1536, 3072)) for i, d in enumerate(off)]
+    found = resets.verdicts(rows)["spliced"]
+    says = {arm: (of["verdict"], of.get("by_itself")) for arm, of in found.items()}
+    assert says == {
+        "never": ("open", "open"), "oracle": ("-", None), "full": ("refuted", "refuted"), "half": ("open", "confirmed"), "slower": ("confirmed", "confirmed"),
+    }  # fmt: skip
+    assert 0.025 < found["half"]["p"] < 0.05 and found["half"]["p_together"] == pytest.approx(2 * found["half"]["p"])
+    assert found["slower"]["helps"] and not found["full"]["helps"] and not found["never"]["helps"] and "helps" not in found["oracle"]
+    page = resets.page({"verdicts": {"spliced": found, "stationary": {}}})
+    assert "| 0 | open (confirmed by itself) |" in page and "| 12, given | - |" in page  # the oracle's resets are no alarms
+    listed = adaptation_rows.of_resets({"verdicts": {"spliced": found, "stationary": {}}, "rows": rows})
+    half = next(row for row in listed if row.claim.startswith("reset half"))
+    assert half.verdict == "open (confirmed by itself)" and "(of 4 together" in half.found
+
+
+def test_of_two_designs_of_a_script_one_name_is_given(capsys):
+    with pytest.raises(SystemExit):
+        adaptation.main(["--help"])
+    assert "guard,resets,levels" in capsys.readouterr().out.replace(" ", "").replace("\n", "")
+
+
 def test_false_alarms_are_counted_kind_by_kind():
     still = {"text": "s", "splices": [], "segments": 32}
     alarmed = {"nll": 2.0, "resets": [{"segment": 3, "to": "prior"}]}
