@@ -15,7 +15,7 @@ are taken on them.
 
 Strength. What has to hold everywhere (to confirm) is tested at 5% one-sided in each place. What is enough in one place (to refute) is
 tested at 5% one-sided divided by the number of places. Beside a verdict stands the power: the chance that the rule confirms where the
-true difference is 0, and refutes where it is twice the margin, with the spread that was measured; beside 16, what combinations and extremes have
+true difference is 0, and refutes where it is twice the margin, with the spread that was measured, the least of all places; beside 16, what combinations and extremes have
 to be for it to be confirmed with a probability of 80% (said since the runs, judging nothing).
 
 Demands, the same of every model of a family; where one is not met the claim is "not tested" there.
@@ -103,6 +103,7 @@ NUMBER = Family(
     "waves",
     (Specialist("line", "least_squares", "least_squares"), Specialist("wave", "basis_least_squares", "basis_least_squares")),
 )
+POWERS = ("power_to_confirm", "power_to_refute")
 PLACES = 4  # of claims 13 and 14: two classes of two families
 AGAIN = "icl-claims-longer"  # the preset of the runs by which some claims are asked for the second time
 LOOKS = {("13", "number"): 2, ("14", "linear"): 2, ("14", "number"): 2}  # how often, then
@@ -185,10 +186,9 @@ def judge(linear: list[dict], number: list[dict], looks: Mapping[tuple[str, str]
     """Verdict, sentence, numbers and what would change it, of each claim. linear, number: of each seed {"tests": {test: {predictor:
     {"first", "second": errors by number of examples on each half of the prompts}}}, "improved": {model: error that the last fifth of
     training took}}. looks: how often a claim is asked of a family, where more than once."""
-    families, looks = ((LINEAR, linear), (NUMBER, number)), looks or {}
+    families = ((LINEAR, linear), (NUMBER, number))
     return {
-        "13": together([claim_13(family, seeds, looks.get(("13", family.name), 1)) for family, seeds in families]),
-        "14": together([claim_14(family, seeds, looks.get(("14", family.name), 1)) for family, seeds in families]),
+        **{claim: together([by_family(claim, *family, looks) for family in families]) for claim in ("13", "14")},
         "15": claim_15(linear),
         "16": claim_16(linear, number),
     }
@@ -198,12 +198,13 @@ def verdicts_of(found: dict) -> dict:
     """{"claims", "own scales": those of the linear family there}; found: {"linear", "number", "own": seeds, as `judge` takes them; "configs": of runs
     by name}."""
     looks = LOOKS if any(config["preset"] == AGAIN for config in found["configs"].values()) else {}
-    own = {
-        "13": claim_13(LINEAR, found["own"], looks.get(("13", LINEAR.name), 1)),
-        "14": claim_14(LINEAR, found["own"], looks.get(("14", LINEAR.name), 1)),
-        "15": claim_15(found["own"]),
-    }
+    own = {**{claim: by_family(claim, LINEAR, found["own"], looks) for claim in ("13", "14")}, "15": claim_15(found["own"])}
     return {"claims": judge(found["linear"], found["number"], looks), "own scales": own if found["own"] else {}}
+
+
+def by_family(claim: str, family: Family, seeds: list[dict], looks: Mapping[tuple[str, str], int] | None = None) -> dict:
+    """13 or 14 of one family, at the level divided by how often it is asked of it."""
+    return {"13": claim_13, "14": claim_14}[claim](family, seeds, (looks or {}).get((claim, family.name), 1))
 
 
 def together(found: list[dict]) -> dict:
@@ -297,8 +298,10 @@ def claim_15(linear: list[dict]) -> dict:
         verdict = REFUTED
     else:
         verdict = CONFIRMED if fits and all(n["high"] <= MARGIN for n in ends.values()) else OPEN
+    least = [min(n[to][key] for n in between.values() for to in ("to the worse", "to the better")) for key in POWERS]
     changes = (
-        f"in between, confirmed needs upper ends of at most {SLACK} above the worse and lower ends of at least -{SLACK} above the better"
+        f"in between, confirmed needs upper ends of at most {SLACK} above the worse and lower ends of at least -{SLACK} above the better; power there to confirm a difference of 0 "
+        f"{least[0]:.2f}, to refute one of {2 * SLACK:g} {least[1]:.2f}"
     )
     return judged(verdict, f"less the specialist at the ends: {ended}; in between: {middle}", found, f"{_needs(ends)}; {changes}")
 
@@ -351,7 +354,7 @@ def _needs(numbers: dict, looks: int = 1) -> str:
     """What the numbers would have to be, and the power of the rule."""
     upper, lower = (max(n[key] for n in numbers.values()) for key in ("confirm_high", "refute_low"))
     twice = f", each at the level divided by {looks}, as it is asked {looks} times" if looks > 1 else ""
-    least = [min(n[key] for n in numbers.values()) for key in ("power_to_confirm", "power_to_refute")]
+    least = [min(n[key] for n in numbers.values()) for key in POWERS]
     return (
         f"confirmed needs every upper end at most {MARGIN} (the largest is {upper:.3f}), refuted one lower end above it (the largest is {lower:.3f}){twice}; "
         f"power to confirm a difference of 0 {least[0]:.2f}, to refute one of {2 * MARGIN:g} {least[1]:.2f}"

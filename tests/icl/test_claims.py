@@ -167,6 +167,8 @@ def test_what_is_asked_twice_is_judged_at_half_the_level():
     named = lambda preset: {"linear": three(linear), "number": seeds, "own": [], "configs": {"a": {"preset": preset}}}  # noqa: E731
     for preset, verdict in (("icl-claims-small", "refuted"), ("icl-claims-longer", "not decided")):
         assert icl_rules.verdicts_of(named(preset))["claims"]["13"]["verdict"] == verdict
+    own = icl_rules.verdicts_of({**named("icl-claims-longer"), "own": three(linear)})["own scales"]
+    assert ["divided by 2" in own[claim]["changes"] for claim in ("13", "14", "15")] == [False, True, False]  # by the linear family's looks
 
 
 def test_what_is_confirmed_of_the_study_is_so_at_half_the_level(monkeypatch):
@@ -201,6 +203,14 @@ def test_between_the_classes():
     found = icl_rules.claim_15(replaced(three(linear), "nonzeros 2", "mixture", OFF))
     assert found["verdict"] == "refuted"  # worse than the worse specialist
     assert icl_rules.claim_15(replaced(three(linear), "nonzeros 2", "mixture", [1, 0.2, 0, 0, 0]))["verdict"] == "refuted"  # better
+    apart = three(linear)
+    for one, by in zip(apart, (-0.03, 0.0, 0.03)):  # of the mixture in between: the ends keep their power
+        for half in ("first", "second"):
+            one["tests"]["nonzeros 2"]["mixture"][half] = [value + by for value in one["tests"]["nonzeros 2"]["mixture"][half]]
+    found = icl_rules.claim_15(apart)
+    assert "power to confirm a difference of 0 1.00, to refute one of 0.1 1.00; in between" in found["changes"]
+    least = [icl_rules.power(0.03, 3, quantile, 0.02) for quantile in (2.91999, 6.20535)]  # 5% and 5% / 4 in one tail
+    assert found["changes"].endswith(f"power there to confirm a difference of 0 {least[0]:.2f}, to refute one of 0.04 {least[1]:.2f}")
     alike = replaced(three(linear), "nonzeros 2", "sparse", DENSE)
     assert icl_rules.claim_15(alike)["verdict"] == "not tested"
     assert icl_rules.claim_15(replaced(three(linear), "nonzeros 1", "mixture", OFF))["verdict"] == "refuted"
