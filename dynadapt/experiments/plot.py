@@ -146,7 +146,7 @@ def plot_cost(runs: list[Run], path: Path, titles: dict[str, str]) -> Path:
         config, summary = runs[0].config, runs[0].summary
         text = ", ".join(Path(t.removeprefix("builtin:")).stem for t in config["text"])
         title = f"{Path(config['model']).name} on {text}: {summary['tokens']:,} tokens, segments of {config['segment']}"
-        axis.set_title(fitted(title, 5.8, 11, "bold"))
+        axis.set_title(fitted(title, 7.0, 11, "bold"))
         if points:
             low, high = axis.get_xlim()
             axis.set_xlim(low / (high / low) ** 0.08, high * (high / low) ** 0.08)
