@@ -146,12 +146,13 @@ def plot_cost(runs: list[Run], path: Path, titles: dict[str, str]) -> Path:
         config, summary = runs[0].config, runs[0].summary
         text = ", ".join(Path(t.removeprefix("builtin:")).stem for t in config["text"])
         title = f"{Path(config['model']).name} on {text}: {summary['tokens']:,} tokens, segments of {config['segment']}"
-        axis.set_title(fitted(title, 7.0, 11, "bold"))
+        axis.set_title("title")  # which has its height; how wide it may be is known once it is laid out
         if points:
             low, high = axis.get_xlim()
             axis.set_xlim(low / (high / low) ** 0.08, high * (high / low) ** 0.08)
         axis.margins(y=0.12)
         FigureCanvasAgg(figure).draw()
+        axis.set_title(fitted(title, axis.bbox.width / figure.dpi, 11, "bold"))
         shown = list(points)
         unplaced = label_points(
             axis, list(points.values()), [fitted(labels[i], 2.6, 9.5) for i in shown], [looks[i]["color"] for i in shown], always=False
