@@ -142,7 +142,7 @@ def _search(text: Text, tokenizer, bench: Bench, budget: Budget, config: EvalCon
     """Everything from the timing to the judgement, as the arguments of `recommend`."""
     memories, notes = fitting_memories(bench.model.config, config)
     family = family_rates(config.optimizer, bench.model.config)
-    costs = _time_kinds(text, tokenizer, bench, budget, config, memories, notes)
+    costs = _time_kinds(text, tokenizer, bench, budget, config, memories, notes, family)
     kinds = [kind for kind in KINDS if any(each.adapt == kind for each in costs)]
     segments = text.tokens // config.segment
     chosen = planning.make_plan(kinds, memories, config, costs, budget.left * SAFETY, segments, family)
@@ -194,12 +194,11 @@ def fitting_memories(model_config, config: EvalConfig) -> tuple[tuple[int, ...],
 
 
 def _time_kinds(
-    text: Text, tokenizer, bench: Bench, budget: Budget, config: EvalConfig, memories, notes: list[str]
+    text: Text, tokenizer, bench: Bench, budget: Budget, config: EvalConfig, memories, notes: list[str], family: dict[str, float]
 ) -> dict[Candidate, Cost]:
     """Cost of every candidate there may be, by timing a segment of each kind with the largest memory; kinds for which there is no time are left out."""
     ids = np.concatenate([TokenReader(text.sources[0], tokenizer).read(bench.config.segment + 1)[0], [0, 0]])
     costs: dict[Candidate, Cost] = {}
-    family = family_rates(config.optimizer, bench.model.config)
     timed = 0.0  # seconds that the last kind took; the next takes about as many
     for kind in KINDS:
         if len(costs) > len(memories):
