@@ -57,13 +57,12 @@ CLAIM5 = (("lora-512", "static-2048"), ("lora-512", "static-memory-1536"), ("lor
 CLAIM4 = (("lora-512", "full-512"), ("lora-memory-512", "full-memory-512"))
 LEARNING = (("lora-512", "static-512"), ("full-512", "static-512"), ("lora-memory-512", "static-memory-512"),
             ("full-memory-512", "static-memory-512"), ("lora-memory-1536", "static-memory-1536"), ("lora-memory-3584", "static-memory-3584"))  # fmt: skip
-
-COMPARISONS = {
+COMPARISONS = {  # how many a claim has
     "5": len(CLAIM5) * len(LENGTHS),
     "4": len(CLAIM4) * 2,
     "3b": sum(arm.online for arm in ARMS),
     "growth": len(LEARNING),
-}  # of a claim's, all
+}
 
 
 def in_common(cells: dict[str, dict[str, Scored]], arms: tuple[str, ...] = ()) -> dict[str, dict[str, Scored]]:
