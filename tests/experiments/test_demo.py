@@ -55,6 +55,14 @@ def test_a_familys_rates_are_by_what_learns():
         assert cell.config.lr == {"lora": 2.5e-4, "full": 1e-5}.get(cell.config.adapt)
 
 
+@pytest.mark.parametrize(
+    "plan,rates",
+    [({"rates": {"full": 1e-5}}, {"full": 1e-5}), ({"rates": {}}, {}), ({"lr": 2.5e-4}, {"lora": 2.5e-4}), ({"lr": None}, {}), ({}, {})],
+)
+def test_a_plan_of_before_goes_on_at_its_rates(plan, rates):
+    assert module.kept_rates(plan) == rates
+
+
 def test_a_plan_fits_the_time_or_says_that_it_does_not():
     for seed in range(500):
         draw = random.Random(seed)

@@ -45,6 +45,11 @@ def run_demo(out: str, tokens: int | None = None, segment: int = SEGMENT, minute
     return demo.end()
 
 
+def kept_rates(plan: dict) -> dict[str, float]:
+    """The rates of a kept plan by what learns; a plan of before there were any but LoRA's has "lr", and goes on as it was begun."""
+    return plan["rates"] if "rates" in plan else {"lora": plan["lr"]} if plan.get("lr") else {}
+
+
 class _Demo:
     def __init__(self, out: Path, tokens, segment, minutes, base):
         self.begun = time.monotonic()
@@ -77,7 +82,7 @@ class _Demo:
         if isinstance(kept, dict) and kept.get("asked") == self.asked:
             self.pace = Pace(**kept["pace"]) if kept["pace"] else None
             self.plan = Plan(tuple(kept["variants"]), kept["tokens"], kept["seconds"])
-            self.dtype, self.rates, self.worked_before = kept["dtype"], kept.get("rates", {}), kept["worked"]
+            self.dtype, self.rates, self.worked_before = kept["dtype"], kept_rates(kept), kept["worked"]
         else:
             self._make_plan()
         self.keep()
