@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import levels  # noqa: E402
-from benchmarks.adaptation_rows import (
+from benchmarks.adaptation_rows import (  # noqa: E402
     Row,
     of_distillation,
     of_guard,
@@ -41,7 +41,7 @@ from benchmarks.adaptation_rows import (
     of_ranks,
     of_resets,
     of_score_first,
-)  # noqa: E402
+)
 from benchmarks.script import OPEN  # noqa: E402
 from dynadapt.runs.rundir import read_json  # noqa: E402
 

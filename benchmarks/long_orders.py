@@ -31,7 +31,7 @@ import torch  # noqa: E402
 from benchmarks.long_streams import texts_of  # noqa: E402
 from benchmarks.long_streams_rules import counted_together  # noqa: E402
 from benchmarks.printed import print_page  # noqa: E402
-from benchmarks.script import (
+from benchmarks.script import (  # noqa: E402
     by_text_and_arm,
     corpus_parser_of,
     ids_digest,
@@ -41,7 +41,7 @@ from benchmarks.script import (
     said_by_itself,
     shown,
     usual_rate,
-)  # noqa: E402
+)
 from dynadapt import Adam, Engine, LoRA, load  # noqa: E402
 from dynadapt.runs.progress import say  # noqa: E402
 
@@ -89,9 +89,14 @@ def gains(row: dict) -> list[float]:
     return [sum(still[q] - moved[q][place] for q in range(PLACES)) / PLACES for place in range(PLACES)]
 
 
+def measured(rows: list[dict]) -> list[dict]:
+    """Those that have both arms."""
+    return [row for row in rows if len(row["arms"]) == 2]
+
+
 def verdicts(rows: list[dict]) -> list[dict]:
     """By the rules above, of the texts that both arms have."""
-    by_text = [gains(row) for row in rows if len(row["arms"]) == 2]
+    by_text = [gains(row) for row in measured(rows)]
     found = [{"claim": claim, **judged([g[a] - g[b] for g in by_text], below=False)} for claim, a, b in COMPARISONS if by_text]
     return counted_together(found, len(COMPARISONS))
 
@@ -102,7 +107,7 @@ def page(results: dict) -> str:
         "| gain, nats per token, after | " + " | ".join(f"{i * results['quarter']:,}" for i in range(PLACES)) + " |",
         "|---" * (1 + PLACES) + "|",
     ]
-    done = [row for row in results["rows"] if len(row["arms"]) == 2]
+    done = measured(results["rows"])
     lines += [f"| {row['text']} | " + " | ".join(f"{gain:.3f}" for gain in gains(row)) + " |" for row in done]
     means = [sum(gains(row)[place] for row in done) / len(done) for place in range(PLACES)]
     lines += ["| mean | " + " | ".join(f"{gain:.3f}" for gain in means) + " |", ""]

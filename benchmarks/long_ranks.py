@@ -18,7 +18,6 @@ where all comparisons are counted together (Holm).
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
@@ -26,9 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 from benchmarks import long_streams  # noqa: E402
+from benchmarks.long_streams_page import rates_line  # noqa: E402
 from benchmarks.long_streams_rules import TOKENS, Arm, counted_together  # noqa: E402
 from benchmarks.printed import print_page  # noqa: E402
-from benchmarks.script import (
+from benchmarks.script import (  # noqa: E402
     corpus_facts,
     corpus_parser_of,
     judged,
@@ -38,7 +38,7 @@ from benchmarks.script import (
     said_by_itself,
     shown,
     write_results,
-)  # noqa: E402
+)
 from dynadapt.runs.whole_files import read_json  # noqa: E402
 
 ARMS = tuple(Arm(f"rank-{rank}", f"LoRA, rank {rank}", "lora", memory=512, rank=rank) for rank in (4, 64))
@@ -92,8 +92,7 @@ def page(results: dict) -> str:
     lines += [
         f"| {row['arm']} less {row['less']} | {shown(row)} | {power_shown(row)} | {said_by_itself(row)} |" for row in results["verdicts"]
     ]
-    rates = (f"{name} {row['rate']:g}{' (the end of the grid)' if row['end'] else ''}" for name, row in results["rates"].items())
-    lines += ["", f"Rates: {'; '.join(rates)}."]
+    lines += ["", rates_line(results["rates"])]
     if again := results["again"]:
         lines += ["", f"Rank 16 run again on {again['text']}: {again['here']:.4f}, and {again['there']:.4f} in the earlier run."]
     return "\n".join(lines) + "\n"
@@ -103,7 +102,7 @@ def measure(given: argparse.Namespace) -> None:
     import dynadapt
 
     texts, tuning = long_streams.texts_of(given.corpus, given.out)
-    digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in texts.items()}
+    digests = long_streams.digests(texts)
     earlier, usual = beside(given.beside, given, digests)
     runner = long_streams.Runner(given, dynadapt.load(given.model))
     found = {

@@ -148,6 +148,11 @@ def texts_of(corpus: Path, out: Path, wanted: list[str] | None = None) -> tuple[
     return {n: files[n] for n in wanted or there}, {n: f for n, f in files.items() if n in TUNED}
 
 
+def digests(texts: dict[str, Path]) -> dict[str, str]:
+    """By which results of two runs are seen to be of the same texts."""
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in texts.items()}
+
+
 # ---- runs
 
 
@@ -261,7 +266,7 @@ def put(given, texts, rates, cells, flops, still=None) -> None:
     results = {
         "settings": {"model": given.model, "dtype": given.dtype, "tokens": given.tokens, "longer": given.longer, "tuning": given.tuning},
         "corpus": corpus_facts(given.corpus),
-        "texts": {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in texts.items()},
+        "texts": digests(texts),
         "rates": rates,
         "static_where_rates_were_chosen": still,
         "arms": arms,

@@ -36,11 +36,13 @@ def page(results: dict) -> str:
             continue
         heads = f"| {heading} | nats per token | seen with 80% | verdict |"
         lines += ["", f"**{key}**", "", heads, "|---" * (heads.count("|") - 1) + "|", *(f"| {first(r)} | {d(r)} |" for r in v[key])]
-    lines += [
-        "",
-        "Rates: " + "; ".join(f"{name} {r['rate']:g}{' (the end of the grid)' if r['end'] else ''}" for name, r in rates.items()) + ".",
-    ]
+    lines += ["", rates_line(rates)]
     return "\n".join(lines) + "\n"
+
+
+def rates_line(rates: dict[str, dict]) -> str:
+    """What learns at which rate, and where that is the end of its grid."""
+    return "Rates: " + "; ".join(f"{name} {r['rate']:g}{' (the end of the grid)' if r['end'] else ''}" for name, r in rates.items()) + "."
 
 
 def drawable(results: dict) -> list[dict]:

@@ -1,5 +1,6 @@
 """benchmarks/long_ranks.py: what it calls confirmed and refuted, and which earlier runs it refuses to stand beside."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def run(tmp_path, monkeypatch):
     files = {name: tmp_path / name for name in TEXTS[:6]}
     for file in files.values():
         file.write_text(file.name)
-    digests = {name: long_ranks.hashlib.sha256(name.encode()).hexdigest() for name in files}
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in files}
     earlier = {
         "settings": {"model": "m"},
         "texts": digests,
